@@ -1,0 +1,145 @@
+"""What every command shares: one-line errors, flags made from a dataclass, files that are whole or absent."""
+
+import argparse
+import dataclasses
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, NoReturn, TypeVar
+
+ROOT = Path(__file__).resolve().parent
+
+T = TypeVar("T")
+
+
+class InputError(Exception):
+    """A mistake in what the user gave us. The message is one line: what, where, and what to do."""
+
+
+def run_command(main: Callable[[], None]) -> NoReturn:
+    """Run `main` as a program: a user's mistake or a failing disk ends in one line on stderr and exit code 2."""
+    try:
+        main()
+        sys.stdout.flush()
+    except InputError as error:
+        sys.exit(_fail(str(error)))
+    except BrokenPipeError:  # the reader of our stdout has left, as in `... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        if error.strerror is None:  # not the operating system's own error, so a defect of ours: show where
+            raise
+        sys.exit(_fail(f"{error.filename or 'input/output'}: {error.strerror}"))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    sys.exit(0)
+
+
+def _fail(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return 2
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are InputErrors, and whose help shows every default."""
+
+    def __init__(self, description: str | None, **kwargs: Any):
+        super().__init__(
+            description=description,
+            formatter_class=_HelpFormatter,
+            allow_abbrev=False,
+            **kwargs,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} (see {self.prog} -h)")
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    pass
+
+
+def flag(default: Any, help: str, *aliases: str, **argparse_options: Any) -> Any:
+    """A dataclass field that is also a command-line flag, `--<field name>` and `aliases`."""
+    options = {"help": help, **argparse_options}
+    if isinstance(default, bool):
+        options["action"] = "store_true"
+    elif "type" not in options:
+        options["type"] = type(default)
+    return dataclasses.field(default=default, metadata={"aliases": aliases, "options": options})
+
+
+def parse_flags(config_class: type[T], description: str | None, argv: Sequence[str] | None = None) -> T:
+    """Make `config_class` from the command line. Its fields are the flags, so a default is stated once.
+
+    Raises:
+        InputError: an unknown flag, or a value that the flag's type or the class's `__post_init__` refuses.
+    """
+    parser = Parser(description)
+    for field in dataclasses.fields(config_class):
+        names = [f"--{field.name}", *field.metadata["aliases"]]
+        parser.add_argument(*names, dest=field.name, default=field.default, **field.metadata["options"])
+    return config_class(**vars(parser.parse_args(argv)))
+
+
+@contextmanager
+def atomic_write(path: Path, mode: str = "w") -> Iterator[IO]:
+    """Open a file that appears under its name only when it is complete and on the disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open(mode, encoding=None if "b" in mode else "utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replace_folder(path: Path) -> Iterator[Path]:
+    """Fill an empty folder that takes the place of `path` only when it is complete and on the disk.
+
+    A folder cannot be renamed over another, so the old one steps aside as `<path>.old` for an instant;
+    after a crash in that instant `recover_folder` puts it back.
+    """
+    new, old = _beside(path, "new"), _beside(path, "old")
+    recover_folder(path)
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    try:
+        yield new
+        for file in new.rglob("*"):
+            _fsync(file)
+        _fsync(new)
+        if path.exists():
+            path.rename(old)
+        new.rename(path)
+        _fsync(path.parent)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def recover_folder(path: Path) -> None:
+    """Undo what a crash inside `replace_folder(path)` left: the previous good state is back under its name."""
+    old = _beside(path, "old")
+    if old.exists() and not path.exists():
+        old.rename(path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _beside(path: Path, suffix: str) -> Path:
+    return path.with_name(f"{path.name}.{suffix}")
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

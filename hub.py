@@ -1,0 +1,139 @@
+"""Names of models -> local folders, and tokenizers without torch: what convert.py and model.py both need."""
+
+import hashlib
+import json
+import logging
+import threading
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from common import ROOT, InputError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+MODEL_MAP = {
+    "tiny": str(ROOT / "pretrained" / "tiny"),
+    "distilgpt2": "distilgpt2",
+    "gpt2": "gpt2",
+    "gpt2_medium": "gpt2-medium",
+    "gpt2_large": "gpt2-large",
+}
+# The two control words of the reference; a dataset row's label, in lower case, names its word.
+LANGUAGES = ("python", "java")
+SPECIAL_WORDS = {"pad_token": "<pad>", "additional_special_tokens": [f"<{language}>" for language in LANGUAGES]}
+
+HUB_TIMEOUT_S = 8
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
+_WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+
+
+def find_pretrained(name_or_path: str, weights: bool = True) -> Path:
+    """The local folder of a model: a MODEL_MAP name, a path, a cached Hub id, or a Hub id to download now.
+
+    Args:
+        name_or_path: what the user wrote.
+        weights: False if the tokenizer alone is wanted.
+    Raises:
+        InputError: no such folder, nothing in it to load, or the Hub cannot be reached (said within 10 s).
+    """
+    name = MODEL_MAP.get(name_or_path, name_or_path)
+    wanted = _WEIGHT_FILES if weights else _TOKENIZER_FILES
+    if Path(name).is_dir():
+        if not any((Path(name) / file).is_file() for file in wanted):
+            raise InputError(f"{name}: holds none of {', '.join(wanted)}; name the folder of a saved model")
+        return Path(name)
+    if name.count("/") > 1 or name.startswith((".", "/", "~")) or name.endswith("/"):
+        raise InputError(f"{name}: no such folder; give a local model folder, a Hub id, or one of {_names()}")
+    return _from_hub(name, wanted, weights)
+
+
+def _names() -> str:
+    return ", ".join(MODEL_MAP)
+
+
+def _from_hub(name: str, wanted: tuple[str, ...], weights: bool) -> Path:
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    patterns = ["*.json", "*.txt", "*.model", *(["*.safetensors"] if weights else [])]
+    try:
+        try:
+            folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns, local_files_only=True))
+            if any((folder / file).is_file() for file in wanted):
+                return folder
+        except LocalEntryNotFoundError:
+            pass
+        if not _hub_answers():
+            raise InputError(
+                f"{name}: not in the local cache, and {huggingface_hub.constants.ENDPOINT} does not answer; "
+                "use the embedded model (tiny) or the path of a local model folder"
+            )
+        folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
+        if weights and not any((folder / file).is_file() for file in wanted):  # an older repository, torch format only
+            folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=[*patterns, "pytorch_model*.bin"]))
+    except (HfHubHTTPError, HFValidationError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"{name}: no model of that name could be had ({reason}); known names: {_names()}") from None
+    if not any((folder / file).is_file() for file in wanted):
+        raise InputError(f"{name}: the Hub's repository holds none of {', '.join(wanted)}; choose another model")
+    return folder
+
+
+def _hub_answers() -> bool:
+    """Whether the Hub can be reached. In a thread, because a timeout does not cover a name server that hangs."""
+    from huggingface_hub import constants
+
+    answered = threading.Event()
+
+    def ask() -> None:
+        try:
+            urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=HUB_TIMEOUT_S)
+            answered.set()
+        except urllib.error.HTTPError:  # an answer all the same
+            answered.set()
+        except OSError as error:
+            logging.getLogger(__name__).debug("hub: %s", error)
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(HUB_TIMEOUT_S)
+    return answered.is_set()
+
+
+def load_tokenizer(name_or_path: str) -> "Tokenizer":
+    """A `tokenizers.Tokenizer` that treats control words in a text as ordinary text; needs no torch.
+
+    Raises:
+        InputError: as `find_pretrained`, or files that cannot be read as a tokenizer.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    folder = find_pretrained(name_or_path, weights=False)
+    try:
+        if (folder / "tokenizer.json").is_file():
+            tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        else:  # GPT-2's original two files
+            tokenizer = Tokenizer(models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt")))
+            tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+            tokenizer.decoder = decoders.ByteLevel()
+    except Exception as error:  # the Rust library raises bare Exceptions
+        raise InputError(f"{folder}: cannot be read as a tokenizer ({error})") from None
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+def fingerprint(tokenizer: "Tokenizer") -> str:
+    """Sixteen hex digits that two tokenizers share if and only if they have the same base vocabulary and merges.
+
+    Control words added later are left out: they do not change how a text is cut.
+    """
+    model = json.loads(tokenizer.to_str())["model"]
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model.get("merges", [])]
+    vocabulary = sorted(model["vocab"].items()) if isinstance(model["vocab"], dict) else model["vocab"]
+    content = json.dumps([vocabulary, merges])
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
