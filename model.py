@@ -1,0 +1,186 @@
+"""GPTSingleHead: a causal language model and its tokenizer as one module, saved and loaded together."""
+
+import json
+import logging
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+import transformers
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from common import InputError, recover_folder
+from hub import find_pretrained
+
+logger = logging.getLogger(__name__)
+
+IGNORED = -100  # the label that counts in no loss (PyTorch's own default for cross_entropy)
+
+
+class GPTSingleHead(nn.Module):
+    """A causal LM (`gpt`; a GPT-2 checkpoint gives GPT2LMHeadModel) together with its tokenizer.
+
+    Args:
+        model_name_or_path: a name of hub.MODEL_MAP, a local folder or a Hub id.
+        max_seq_length: tokens per sequence; clipped, with a warning, to what the model's configuration allows.
+        do_lower_case: lower the case of every text before it is tokenized.
+        special_words_to_add: as `add_special_words` takes it.
+        from_scratch: keep configuration and vocabulary, but start from random weights.
+    Raises:
+        InputError: nothing to load under that name, or files that transformers cannot read.
+    """
+
+    def __init__(
+        self,
+        model_name_or_path: str,
+        max_seq_length: int = 256,
+        do_lower_case: bool = False,
+        special_words_to_add: dict[str, str | list[str]] | None = None,
+        from_scratch: bool = False,
+    ):
+        super().__init__()
+        transformers.utils.logging.disable_progress_bar()
+        folder = find_pretrained(model_name_or_path, weights=not from_scratch)
+        try:
+            if from_scratch:
+                self.gpt = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=torch.float32)
+            else:  # float32 whatever the file holds: the optimizer's steps would round away in 16 bits
+                self.gpt = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+            self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise InputError(f"{folder}: cannot be loaded as a causal language model ({reason})") from None
+        self.do_lower_case = do_lower_case
+        limit = getattr(self.gpt.config, "max_position_embeddings", max_seq_length)
+        if max_seq_length > limit:
+            logger.warning("max_seq_length %d is more than the model allows; set to %d", max_seq_length, limit)
+        self.max_seq_length = min(max_seq_length, limit)
+        if special_words_to_add is not None:
+            self.add_special_words(special_words_to_add)
+        self.bos_token_id = self.tokenizer.bos_token_id
+        self.eos_token_id = self.tokenizer.eos_token_id
+
+    @property
+    def device(self) -> torch.device:
+        return self.gpt.device
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of a text. A control word spelled in it (`<pad>`, `<|endoftext|>`) is ordinary text."""
+        if self.do_lower_case:
+            text = text.lower()
+        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+
+    def control_id(self, language: str) -> int | None:
+        """The token id of a language's control word, or None where this model has none."""
+        word = f"<{language.lower()}>"
+        token_id = self.tokenizer.convert_tokens_to_ids(word)
+        return token_id if self.tokenizer.convert_ids_to_tokens(token_id) == word else None
+
+    def add_special_words(self, special_words_to_add: dict[str, str | list[str]]) -> None:
+        """Add words such as {"pad_token": "<pad>", "additional_special_tokens": ["<python>"]} and rows to embed them.
+
+        Words that the tokenizer knows already add nothing.
+        """
+        words = dict(special_words_to_add)
+        if "additional_special_tokens" in words:  # transformers 5 knows them as extra_special_tokens
+            words["extra_special_tokens"] = words.pop("additional_special_tokens")
+        self.tokenizer.add_special_tokens(words)
+        if len(self.tokenizer) > self.gpt.get_input_embeddings().num_embeddings:
+            self.gpt.resize_token_embeddings(len(self.tokenizer), mean_resizing=False)
+
+    def forward(self, input: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Mean loss per unpadded target in nats (scalar, float32) and logits [B, T, vocabulary].
+
+        Args:
+            input: input_ids [B, T] int64, padded on the right; optionally labels [B, T] (IGNORED where nothing is
+                to be predicted) or attention_mask [B, T] (0 where padded). With neither, `<pad>` marks the padding.
+        """
+        ids = input["input_ids"]
+        if "labels" in input:
+            labels = input["labels"]
+        elif "attention_mask" in input:
+            labels = ids.masked_fill(input["attention_mask"] == 0, IGNORED)
+        elif self.tokenizer.pad_token_id not in (None, self.eos_token_id):
+            labels = ids.masked_fill(ids == self.tokenizer.pad_token_id, IGNORED)
+        else:
+            labels = ids
+        logits = self.logits(ids)
+        targets = (labels[:, 1:] != IGNORED).sum()
+        return token_nats(logits, labels).sum() / targets.clamp(min=1), logits
+
+    def logits(self, ids: Tensor) -> Tensor:
+        """Next-token logits [B, T, vocabulary] of ids [B, T].
+
+        No attention mask: padding stands on the right, where a causal model's earlier positions cannot see it.
+        """
+        return self.gpt(input_ids=ids, use_cache=False).logits
+
+    def get_config_dict(self) -> dict[str, int | bool]:
+        return {"max_seq_length": self.max_seq_length, "do_lower_case": self.do_lower_case}
+
+    def padding_features(self, features_dict_list: list[dict[str, list[int]]]) -> dict[str, Tensor]:
+        """Pad a batch of features to its longest sequence; adds the attention_mask that tells padding from text.
+
+        Args:
+            features_dict_list: one {"input_ids": [...]} an example; further features are padded alike.
+        Returns:
+            feature name -> [B, longest] int64.
+        """
+        longest = max(len(features["input_ids"]) for features in features_dict_list)
+        pad_id = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.eos_token_id
+        padded = {
+            name: torch.tensor([f[name] + [pad_id] * (longest - len(f[name])) for f in features_dict_list])
+            for name in features_dict_list[0]
+        }
+        lengths = torch.tensor([len(features["input_ids"]) for features in features_dict_list])
+        padded["attention_mask"] = (torch.arange(longest) < lengths[:, None]).long()  # [B, longest]
+        return padded
+
+    def get_embedding_dimension(self) -> int:
+        return self.gpt.config.hidden_size
+
+    def get_config(self):
+        return self.gpt.config
+
+    def save(self, output_path: str | Path) -> None:
+        """Write weights (safetensors), tokenizer and gpt_sh_config.json into a folder."""
+        self.gpt.save_pretrained(output_path)
+        self.tokenizer.save_pretrained(output_path)
+        config = json.dumps(self.get_config_dict(), indent=2) + "\n"
+        (Path(output_path) / "gpt_sh_config.json").write_text(config, encoding="utf-8")
+
+    @staticmethod
+    def load(input_path: str | Path) -> "GPTSingleHead":
+        """Load a run folder (its best model), its `0_GPTSingleHead`, or whatever else the constructor takes.
+
+        Raises:
+            InputError: as the constructor.
+        """
+        best = Path(input_path) / "0_GPTSingleHead"
+        recover_folder(best)
+        if best.is_dir():
+            input_path = best
+        config_file = Path(input_path) / "gpt_sh_config.json"
+        config = json.loads(config_file.read_text(encoding="utf-8")) if config_file.is_file() else {}
+        return GPTSingleHead(str(input_path), **config)
+
+    def reload(self, input_path: str | Path) -> "GPTSingleHead":
+        """The best model of a run folder."""
+        return GPTSingleHead.load(Path(input_path) / "0_GPTSingleHead")
+
+
+def token_nats(logits: Tensor, labels: Tensor) -> Tensor:
+    """Negative log-likelihood of each next token.
+
+    Args:
+        logits: [B, T, V], any floating dtype; the loss is computed in float32.
+        labels: [B, T] int64; the token at position t + 1 is the target of position t.
+    Returns:
+        [B, T - 1] float32, in nats; 0 where the label is IGNORED.
+    """
+    targets = labels[:, 1:]  # [B, T - 1]
+    nats = F.cross_entropy(
+        logits[:, :-1].flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction="none"
+    )
+    return nats.view_as(targets)
