@@ -1,0 +1,71 @@
+"""Train a byte-level BPE vocabulary on source code: tokenizer.json and tokenizer_config.json in a model folder.
+
+python dataset/vocabulary.py --source stdlib --vocab_size 1000 --output /tmp/small_vocabulary
+python dataset/vocabulary.py --source corpus --vocab_size 8189 --output pretrained/tiny
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from common import InputError, atomic_write, flag, parse_flags, run_command
+from dataset.convert import SourceFile, find_sources, read_text
+
+END = "<|endoftext|>"
+
+
+@dataclass
+class VocabularyConfig:
+    source: list[str] = flag(
+        ("stdlib",), "folders to learn from; as for dataset/convert.py", type=str, nargs="+", metavar="DIR"
+    )
+    vocab_size: int = flag(8189, "tokens, <|endoftext|> among them; the three control words come on top: 8192")
+    output: Path = flag(Path("vocabulary"), "model folder to write into; a config.json in it is left alone")
+
+    def __post_init__(self) -> None:
+        if self.vocab_size < 257:
+            raise InputError(f"--vocab_size {self.vocab_size}: the 256 bytes and <|endoftext|> alone are 257")
+
+
+def main() -> None:
+    config = parse_flags(VocabularyConfig, __doc__)
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=config.vocab_size,
+        special_tokens=[END],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=sys.stderr.isatty(),
+    )
+    tokenizer.train_from_iterator(texts(find_sources(config.source)), trainer)
+    with atomic_write(config.output / "tokenizer.json") as file:
+        file.write(tokenizer.to_str())
+    settings = {
+        "tokenizer_class": "GPT2TokenizerFast",
+        "add_prefix_space": False,
+        "bos_token": END,
+        "eos_token": END,
+        "unk_token": END,
+        "clean_up_tokenization_spaces": False,
+    }
+    with atomic_write(config.output / "tokenizer_config.json") as file:
+        file.write(json.dumps(settings, indent=2) + "\n")
+    print(f"{tokenizer.get_vocab_size()} tokens in {config.output}")
+
+
+def texts(files: list[SourceFile]) -> Iterator[str]:
+    for file in files:
+        try:
+            yield read_text(file.file)
+        except UnicodeDecodeError:  # convert.py will name it
+            continue
+
+
+if __name__ == "__main__":
+    run_command(main)
