@@ -184,3 +184,39 @@ def token_nats(logits: Tensor, labels: Tensor) -> Tensor:
         logits[:, :-1].flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction="none"
     )
     return nats.view_as(targets)
+
+
+def choose_device(index: int = 0) -> torch.device:
+    """The GPU of that number if there is any GPU, else the CPU.
+
+    Raises:
+        InputError: there are GPUs, but none of that number.
+    """
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    if index >= torch.cuda.device_count():
+        raise InputError(f"GPU {index}: this machine has GPUs 0 to {torch.cuda.device_count() - 1}; choose one of them")
+    return torch.device("cuda", index)
+
+
+def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """The dtype of the matrix multiplications: what `precision` says, or for "auto" what the hardware is fast at.
+
+    bf16 on GPUs since Ampere (compute capability 8.0) and on CPUs with AVX512-BF16 or AMX, fp16 on older GPUs.
+
+    Raises:
+        InputError: fp16 on a CPU, where it is slower than float32 and its gradients overflow.
+    """
+    if precision == "fp16" and device.type == "cpu":
+        raise InputError("--precision fp16 needs a GPU; on this CPU use --precision auto")
+    if precision != "auto":
+        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+    fast = any(getattr(torch.cpu, name, bool)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return torch.bfloat16 if fast else torch.float32
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """A context in which matrix multiplications run in `dtype`; float32 switches it off."""
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)

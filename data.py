@@ -1,0 +1,287 @@
+"""SrcCodeDataset: the rows of a jsonl file as one packed token matrix, cached and memory-mapped."""
+
+import hashlib
+import json
+import logging
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from common import InputError, atomic_write
+from hub import LANGUAGES, fingerprint
+from model import IGNORED, GPTSingleHead
+
+logger = logging.getLogger(__name__)
+
+CACHE_VERSION = 1
+_CHUNK_BYTES = 8 << 20
+_ROW_START = b'{"token_ids": ['
+
+
+class SrcCodeDataset(Dataset):
+    """Rows `<language> + token_ids + <eos>`, cut to the model's max_seq_length.
+
+    Attributes:
+        tokens: [N, max_seq_length] of the smallest unsigned integer type that holds the vocabulary, padded on the
+            right; memory-mapped where there is a cache.
+        lengths: [N] int32, tokens of each row before its padding.
+
+    Args:
+        file_path: the jsonl file.
+        model: gives the tokenizer, the control words and max_seq_length.
+        cache_path: folder for the packed matrix. It is used again only for the same file content, vocabulary and
+            length, and rebuilt otherwise; None packs in memory.
+    Raises:
+        InputError: no such file, an empty one, a row that is not as dataset/README.md says (file:line), or a
+            dataset made with another tokenizer.
+    """
+
+    def __init__(self, file_path: str | Path, model: GPTSingleHead, cache_path: str | Path | None = None):
+        self.file_path = Path(file_path)
+        self.max_seq_length = model.max_seq_length
+        if not self.file_path.is_file():
+            raise InputError(
+                f"{file_path}: no such dataset; make it with `python dataset/convert.py --dataset_name "
+                f"{self.file_path.parent.parent.name or 'source_code'}`"
+            )
+        self._tokenizer_print = fingerprint(model.tokenizer.backend_tokenizer)
+        self._check_tokenizer(model)
+        cache = Path(cache_path) if cache_path is not None else None
+        if cache is None or not self._load(cache):
+            self._pack(model, cache)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, index: int) -> dict[str, list[int]]:
+        return {"input_ids": self.tokens[index, : self.lengths[index]].tolist()}
+
+    def _check_tokenizer(self, model: GPTSingleHead) -> None:
+        meta_file = self.file_path.with_name("meta.json")
+        if not meta_file.is_file():  # a dataset of the 2020 reference has none
+            return
+        try:
+            made_with = json.loads(meta_file.read_text(encoding="utf-8"))["tokenizer"]
+            name, made_print = made_with["name"], made_with["fingerprint"]
+        except (ValueError, KeyError, TypeError):
+            raise InputError(
+                f"{meta_file}: not readable as convert.py wrote it; run dataset/convert.py again"
+            ) from None
+        if made_print != self._tokenizer_print:
+            raise InputError(
+                f"{self.file_path}: made with the tokenizer {name} ({made_print}), but the model's is "
+                f"{model.gpt.config.name_or_path} ({self._tokenizer_print}); run dataset/convert.py again with "
+                "--tokenizer set to the model"
+            )
+
+    def _key(self, content: str) -> dict:
+        return {
+            "version": CACHE_VERSION,
+            "content": content,
+            "tokenizer": self._tokenizer_print,
+            "max_seq_length": self.max_seq_length,
+        }
+
+    def _load(self, cache: Path) -> bool:
+        """Map the cached matrix if it was built from this very file. Hashes the file only if its date has changed."""
+        stat = self.file_path.stat()
+        try:
+            meta = json.loads((cache / "meta.json").read_text(encoding="utf-8"))
+            key = meta["key"]
+            if meta["size"] != stat.st_size or key != self._key(key["content"]):
+                return False
+            if meta["mtime_ns"] != stat.st_mtime_ns and key["content"] != _hash_and_count(self.file_path)[0]:
+                return False
+            # mode "c" (private pages): torch.from_numpy wants memory that may be written to
+            self.tokens = np.load(cache / "tokens.npy", mmap_mode="c", allow_pickle=False)
+            self.lengths = np.load(cache / "lengths.npy", allow_pickle=False)
+        except (OSError, ValueError, KeyError, TypeError):  # absent or torn
+            return False
+        return self.tokens.shape == (meta["rows"], self.max_seq_length) and len(self.lengths) == meta["rows"]
+
+    def _pack(self, model: GPTSingleHead, cache: Path | None) -> None:
+        stat = self.file_path.stat()
+        content, rows = _hash_and_count(self.file_path)
+        if rows == 0:
+            raise InputError(f"{self.file_path}: holds no rows; run dataset/convert.py on more or larger sources")
+        dtype = np.min_scalar_type(len(model.tokenizer) - 1)
+        if cache is None:
+            self.tokens = np.empty((rows, self.max_seq_length), dtype)
+            self.lengths = _fill(self.tokens, self.file_path, model)
+            return
+        cache.mkdir(parents=True, exist_ok=True)
+        (cache / "meta.json").unlink(missing_ok=True)  # from here on, and until it is there again, no cache
+        shape = (rows, self.max_seq_length)
+        matrix = np.lib.format.open_memmap(cache / "tokens.npy", mode="w+", dtype=dtype, shape=shape)
+        lengths = _fill(matrix, self.file_path, model)
+        matrix.flush()
+        with atomic_write(cache / "lengths.npy", "wb") as file:
+            np.save(file, lengths)
+        meta = {"key": self._key(content), "rows": rows, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+        with atomic_write(cache / "meta.json") as file:
+            json.dump(meta, file)
+        del matrix
+        if not self._load(cache):
+            raise InputError(f"{self.file_path}: changed while it was read; start again")
+        logger.info("packed %d rows of %s into %s", rows, self.file_path, cache)
+
+
+class TokenBatches:
+    """A dataset's matrix on a device, from which batches are gathered by row number.
+
+    TheAlgorithms takes 71 MB, so it lies on the device as a whole: no loader process and no copy per step.
+    """
+
+    def __init__(self, dataset: SrcCodeDataset, pad_id: int, device: torch.device | str):
+        # Signed views of the same bits: torch indexes no unsigned type but uint8.
+        signed = dataset.tokens.view(dataset.tokens.dtype.str.replace("u", "i"))
+        self._tokens = torch.from_numpy(signed).to(device)  # [N, L]
+        self._mask = int(np.iinfo(dataset.tokens.dtype).max)
+        self.lengths = torch.from_numpy(dataset.lengths).to(device)  # [N]
+        self._positions = torch.arange(dataset.max_seq_length, device=device)  # [L]
+        self._pad_id = pad_id
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def gather(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Token ids and labels [B, L] int64 of the rows [B] (on the device); labels are IGNORED on padding.
+
+        A row number of -1 gives a row of padding alone, which fills a last batch up to the fixed shape.
+        """
+        ids = self._tokens[rows].long() & self._mask  # [B, L]
+        lengths = torch.where(rows >= 0, self.lengths[rows], 0)
+        padding = self._positions >= lengths[:, None]  # [B, L]
+        return ids.masked_fill(padding, self._pad_id), ids.masked_fill(padding, IGNORED)
+
+
+def pad_id(model: GPTSingleHead) -> int:
+    """The id that fills a batch: any would do, since padding counts nowhere."""
+    return model.tokenizer.pad_token_id if model.tokenizer.pad_token_id is not None else model.eos_token_id
+
+
+def _hash_and_count(path: Path) -> tuple[str, int]:
+    """SHA-256 of a file's content, and its number of lines."""
+    digest, lines, last = hashlib.sha256(), 0, b"\n"
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+            lines += block.count(b"\n")
+            last = block[-1:]
+    return digest.hexdigest(), lines + (last != b"\n")
+
+
+def _fill(matrix: np.ndarray, path: Path, model: GPTSingleHead) -> np.ndarray:
+    """Write the rows of a jsonl file into matrix [N, L]; returns their lengths [N]."""
+    width = matrix.shape[1]
+    lengths = np.empty(len(matrix), np.int32)
+    done = 0
+    for heads, counts, ids in _parse(path, model):
+        # [rows, 1 + longest + 1]: control word, token ids, and the column that the longest row's eos needs
+        block = np.full((len(heads), counts.max(initial=0) + 2), pad_id(model), np.int64)
+        block[:, 0] = heads
+        columns = np.arange(block.shape[1] - 1)
+        block[:, 1:][columns < counts[:, None]] = ids
+        block[np.arange(len(heads)), counts + 1] = model.eos_token_id
+        rows = slice(done, done + len(heads))
+        matrix[rows, : block.shape[1]] = block[:, :width]
+        matrix[rows, block.shape[1] :] = pad_id(model)
+        lengths[rows] = np.minimum(counts + 2, width)
+        done += len(heads)
+    return lengths
+
+
+def _parse(path: Path, model: GPTSingleHead) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Chunks of rows: control word ids [rows], token counts [rows], and all token ids one after the other.
+
+    Reads the numbers with np.fromstring, 3.5 times as fast as json; a chunk that is not wholly of convert.py's own
+    form goes through json line by line, which also finds the line to name in an error.
+    """
+    control_ids = {language: model.control_id(language) for language in LANGUAGES}
+    vocabulary_size = len(model.tokenizer)
+    number = 0
+    with path.open("rb") as file:
+        while lines := file.readlines(_CHUNK_BYTES):
+            chunk = _parse_fast(lines, control_ids, vocabulary_size)
+            if chunk is None:
+                rows = [
+                    _parse_row(line, control_ids, vocabulary_size, f"{path}:{number + i}")
+                    for i, line in enumerate(lines, start=1)
+                ]
+                chunk = _as_arrays(([head for head, _ in rows]), [ids for _, ids in rows])
+            number += len(lines)
+            yield chunk
+
+
+def _as_arrays(heads: list[int], ids: list[list[int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    counts = np.array([len(row) for row in ids])
+    return np.array(heads), counts, np.array([token for row in ids for token in row], np.int64)
+
+
+def _parse_fast(
+    lines: Iterable[bytes], control_ids: dict[str, int | None], vocabulary_size: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """The chunk's arrays, or None if any line is not exactly of the form that convert.py writes."""
+    heads, texts = [], []
+    head_of_tail: dict[bytes, int] = {}  # all windows of a source file end in the same label and path
+    for line in lines:
+        end = line.find(b"]")
+        if not line.startswith(_ROW_START) or end < 0:
+            return None
+        tail = line[end:]
+        if tail not in head_of_tail:
+            try:
+                head_of_tail[tail] = control_ids[json.loads(_ROW_START + tail)["label"].lower()]
+            except (ValueError, KeyError, AttributeError, TypeError):
+                return None
+        heads.append(head_of_tail[tail])
+        texts.append(line[len(_ROW_START) : end])
+    if None in heads or b"" in texts:
+        return None
+    counts = np.array([text.count(b",") + 1 for text in texts])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # np.fromstring only warns of what it cannot read
+        try:
+            ids = np.fromstring(b",".join(texts), dtype=np.int64, sep=",")
+        except (DeprecationWarning, ValueError):
+            return None
+    if len(ids) != counts.sum() or ids.min() < 0 or ids.max() >= vocabulary_size:
+        return None
+    return np.array(heads), counts, ids
+
+
+def _parse_row(
+    line: bytes, control_ids: dict[str, int | None], vocabulary_size: int, where: str
+) -> tuple[int, list[int]]:
+    """Control word id and token ids of one line.
+
+    Raises:
+        InputError: naming `where` and what is wrong with the line.
+    """
+    remedy = "mend the line or run dataset/convert.py again"
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise InputError(f"{where}: not a JSON row, perhaps torn ({error}); {remedy}") from None
+    if not isinstance(row, dict) or not isinstance(row.get("label"), str):
+        raise InputError(f"{where}: not a row with token_ids and a label; {remedy}")
+    ids = row.get("token_ids")
+    if not isinstance(ids, list) or not all(type(token) is int for token in ids):
+        raise InputError(f"{where}: token_ids is not a list of integers; {remedy}")
+    if row["label"].lower() not in control_ids:
+        raise InputError(f"{where}: unknown label {row['label']!r}, known are {', '.join(control_ids)}; {remedy}")
+    head = control_ids[row["label"].lower()]
+    if head is None:
+        raise InputError(f"{where}: the model has no control word <{row['label'].lower()}>; add it first")
+    for token in ids:
+        if not 0 <= token < vocabulary_size:
+            raise InputError(
+                f"{where}: token id {token} is outside the model's vocabulary of {vocabulary_size}; "
+                "run dataset/convert.py again with --tokenizer set to the model"
+            )
+    return head, ids

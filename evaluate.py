@@ -1,0 +1,164 @@
+"""Measure a model on a jsonl file: loss, perplexity, bits per byte and next-token accuracy.
+
+python evaluate.py --model_path model/distilgpt2_fine_tuned_coder --dataset_name source_code
+python evaluate.py --model_path tiny --dataset_name stdlib --output result.json
+"""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from common import ROOT, atomic_write, flag, parse_flags, run_command
+from config import PRECISIONS
+
+if TYPE_CHECKING:
+    import torch
+
+    from data import SrcCodeDataset
+    from model import GPTSingleHead
+
+
+class SingleCLMEvaluator:
+    """Calls on a model measure it on a dataset; the trainer stops early on `early_stop_on`.
+
+    Args:
+        dataset: what to measure on. The trainer sets it to its dev dataset where it is None.
+        data_tag: the name of the split, as in the logged `loss_dev`.
+        early_stop_on: "perplexity" or "loss": which result the best model is chosen by.
+        batch_size: sequences per forward pass; the results do not depend on it.
+        precision: as `model.choose_dtype` takes it.
+    """
+
+    def __init__(
+        self,
+        dataset: "SrcCodeDataset | None" = None,
+        data_tag: str = "dev",
+        early_stop_on: str = "perplexity",
+        batch_size: int = 8,
+        precision: str = "auto",
+    ):
+        if early_stop_on not in ("loss", "perplexity"):
+            raise ValueError(f"early_stop_on has to be loss or perplexity, not {early_stop_on!r}")
+        self.dataset = dataset
+        self.data_tag = data_tag
+        self.early_stop_on = early_stop_on
+        self.batch_size = batch_size
+        self.precision = precision
+
+    def __call__(self, model: "GPTSingleHead") -> dict[str, float]:
+        """Measure `model`; leaves it in the mode (train or eval) that it was in.
+
+        Returns:
+            loss: mean nats per target token; every token counts once, padding never.
+            perplexity: exp(loss).
+            perplexity_padded: what the 2020 reference reported, whose mean runs over the padding too, which its
+                model, trained on padding, predicts at no loss. For comparison with the lab report only.
+            bits_per_byte: bits per byte of source text, comparable between vocabularies; <eos> is left out.
+            accuracy: share of targets that are the model's first choice.
+            tokens: number of targets.
+        """
+        import torch
+
+        from data import TokenBatches, pad_id
+        from model import autocast, choose_dtype, token_nats
+
+        device = model.device
+        dtype = choose_dtype(self.precision, device)
+        batches = TokenBatches(self.dataset, pad_id(model), device)
+        # Longest first: a batch is as wide as its first row, so that next to no padding is computed.
+        lengths, rows = torch.sort(batches.lengths, descending=True, stable=True)
+        widths = lengths[:: self.batch_size].tolist()
+        bytes_of = token_bytes(model).to(device)
+        sums = torch.zeros(5, dtype=torch.float64, device=device)
+        was_training = model.training
+        model.eval()
+        for batch_rows, width in zip(rows.split(self.batch_size), widths, strict=True):
+            ids, labels = batches.gather(batch_rows)
+            ids, labels = ids[:, :width], labels[:, :width]
+            with torch.inference_mode(), autocast(device, dtype):
+                logits = model.logits(ids)  # [B, width, V]
+            nats, targets = token_nats(logits, labels), labels[:, 1:]  # [B, width - 1]
+            target_bytes = bytes_of[targets.clamp(min=0)] * (targets >= 0)
+            hits = logits[:, :-1].argmax(-1) == targets
+            for i, values in enumerate((nats, targets >= 0, nats * (target_bytes > 0), target_bytes, hits)):
+                sums[i] += values.sum(dtype=torch.float64)
+        model.train(was_training)
+        positions = len(rows) * (self.dataset.max_seq_length - 1)
+        return _results(*sums.tolist(), positions)
+
+
+def _results(
+    nats: float, tokens: float, text_nats: float, text_bytes: float, hits: float, positions: int
+) -> dict[str, float]:
+    return {
+        "loss": nats / tokens,
+        "perplexity": math.exp(min(nats / tokens, 700)),  # beyond 700 a float overflows
+        "perplexity_padded": math.exp(min(nats / positions, 700)),
+        "bits_per_byte": text_nats / max(text_bytes, 1) / math.log(2),
+        "accuracy": hits / tokens,
+        "tokens": int(tokens),
+    }
+
+
+def token_bytes(model: "GPTSingleHead") -> "torch.Tensor":
+    """Bytes of text that each token id stands for, [vocabulary] int64; 0 for control words."""
+    import torch
+
+    tokenizer = model.tokenizer
+    special = set(tokenizer.all_special_ids)
+    words = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    if "ByteLevel" in str(tokenizer.backend_tokenizer.decoder):  # there, one character of a token is one byte
+        sizes = [len(word) for word in words]
+    else:
+        sizes = [len(tokenizer.decode([i]).encode()) for i in range(len(words))]
+    return torch.tensor([0 if i in special else size for i, size in enumerate(sizes)])
+
+
+@dataclass
+class EvaluateFlags:
+    """Flags of evaluate.py."""
+
+    model_path: str = flag("tiny", "a run folder, a model folder, a name as train.py's --model_select, or a Hub id")
+    dataset_name: str = flag("source_code", "folder below dataset/ that convert.py has written")
+    split: str = flag("dev", "which of its files", choices=("dev", "train"))
+    file_path: str = flag("", "measure on this jsonl file instead")
+    max_seq_length: int = flag(0, "tokens per sequence; 0: as the model was trained")
+    dev_batch_size: int = flag(8, "sequences per forward pass; the result does not depend on it")
+    precision: str = flag("auto", "auto: bf16 or fp16 where the hardware is fast at it", choices=PRECISIONS)
+    output: str = flag("", "write the results as JSON to this file too")
+
+
+def main() -> None:
+    flags = parse_flags(EvaluateFlags, __doc__)
+
+    import torch
+
+    from data import SrcCodeDataset
+    from hub import SPECIAL_WORDS
+    from model import GPTSingleHead, choose_device
+
+    file_path = Path(flags.file_path or ROOT / "dataset" / flags.dataset_name / "json" / f"{flags.split}.jsonl")
+    torch.manual_seed(0)  # the rows of control words that a base model lacks
+    model = GPTSingleHead.load(flags.model_path)
+    model.add_special_words(SPECIAL_WORDS)
+    if flags.max_seq_length:
+        model.max_seq_length = flags.max_seq_length
+    dataset = SrcCodeDataset(file_path, model)
+    model.to(choose_device())
+    evaluator = SingleCLMEvaluator(dataset, flags.split, batch_size=flags.dev_batch_size, precision=flags.precision)
+    results = evaluator(model)
+    print(f"{flags.model_path} on {file_path} ({len(dataset)} windows)")
+    for name, value in results.items():
+        print(f"  {name:<18} {value:>14,}" if name == "tokens" else f"  {name:<18} {value:>14.4f}")
+    if flags.output:
+        with atomic_write(Path(flags.output)) as file:
+            json.dump(
+                {"model": flags.model_path, "file": str(file_path), "windows": len(dataset), **results}, file, indent=2
+            )
+            file.write("\n")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,84 @@
+"""Where a run's numbers go: TensorBoard always, Weights & Biases if asked."""
+
+import logging
+import os
+from pathlib import Path
+
+from torch.utils.tensorboard import SummaryWriter
+
+logger = logging.getLogger(__name__)
+
+
+class Metrics:
+    """Scalars of a run, under their names, by optimizer step.
+
+    Args:
+        run_folder: gets `tensorboard/` and, with W&B, `wandb/`.
+        first_step: events of an earlier process at this step or later are void: its run was cut off after its
+            last saved state.
+        wandb_project: None for no W&B. Without a key W&B runs offline; it never asks for a login.
+        wandb_id: the W&B run to go on with.
+        config: recorded with the W&B run.
+    """
+
+    def __init__(
+        self,
+        run_folder: Path,
+        first_step: int,
+        wandb_project: str | None = None,
+        wandb_id: str | None = None,
+        config: dict | None = None,
+    ):
+        purge_step = first_step if first_step > 1 else None
+        self._tensorboard = SummaryWriter(str(run_folder / "tensorboard"), purge_step=purge_step)
+        self._wandb = None
+        if wandb_project is not None:
+            self._wandb = _start_wandb(run_folder, wandb_project, wandb_id, config)
+
+    @property
+    def wandb_id(self) -> str | None:
+        return self._wandb.id if self._wandb else None
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        for name, value in values.items():
+            self._tensorboard.add_scalar(name, value, step)
+        if self._wandb:
+            self._wandb.log(values, step=step)
+
+    def flush(self) -> None:
+        self._tensorboard.flush()
+
+    def close(self) -> None:
+        self._tensorboard.close()
+        if self._wandb:
+            self._wandb.finish()
+
+
+def _start_wandb(run_folder: Path, project: str, run_id: str | None, config: dict | None):
+    import wandb
+
+    mode = os.environ.get("WANDB_MODE")
+    if mode is None and not _has_key():
+        mode = "offline"
+        logger.warning("W&B: no key found, so this run is kept offline in %s; `wandb sync` uploads it", run_folder)
+    return wandb.init(
+        project=project,
+        name=run_folder.name,
+        dir=str(run_folder),
+        id=run_id,
+        resume="allow" if run_id else None,
+        mode=mode,
+        config=config,
+        settings=wandb.Settings(console="off", silent=mode == "offline"),
+    )
+
+
+def _has_key() -> bool:
+    import netrc
+
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    try:
+        return any("wandb" in host for host in netrc.netrc().hosts)
+    except (OSError, netrc.NetrcParseError):
+        return False

@@ -1,0 +1,92 @@
+"""Fine-tune a GPT-2-family model on a dataset that dataset/convert.py has written.
+
+python train.py --model_select tiny --dataset_name stdlib --max_steps 200     (a laptop CPU, minutes)
+python train.py --model_select distilgpt2 --num_epochs_train 1 --lr 1e-4      (the lab report's third run)
+python train.py --restore_training                                            (go on after an interruption)
+"""
+
+import logging
+import shutil
+import sys
+from pathlib import Path
+
+from common import ROOT, InputError, parse_flags, recover_folder, run_command
+from config import TrainConfig
+
+logger = logging.getLogger("train")
+
+
+def main() -> None:
+    config = parse_flags(TrainConfig, __doc__)
+    run_folder = ROOT / "model" / config.run_name
+    has_earlier_run = run_folder.is_dir() and any(run_folder.iterdir())
+    overwrite = has_earlier_run and not config.restore_training and _may_overwrite(run_folder, config.overwrite)
+
+    import torch
+
+    from data import SrcCodeDataset
+    from evaluate import SingleCLMEvaluator
+    from hub import SPECIAL_WORDS
+    from model import GPTSingleHead, choose_device
+    from trainer import ModelTrainer
+
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    if config.n_gpu > 1:
+        raise InputError(f"--n_gpu {config.n_gpu}: training on several GPUs is not there yet; use --n_gpu 1")
+    device = choose_device(_first_gpu(config.visiable_device))
+
+    torch.manual_seed(config.seed)  # for the rows of new words, and all weights from scratch
+    last = run_folder / "last"
+    recover_folder(last)
+    if config.restore_training and last.is_dir():
+        model = GPTSingleHead.load(last)
+    else:
+        if config.restore_training:
+            logger.info("%s: no saved state, so the run starts from its first step", last)
+        model = GPTSingleHead(config.model_select, config.max_seq_length, from_scratch=config.from_scratch)
+        model.add_special_words(SPECIAL_WORDS)
+    cache = ROOT / ".cache" / config.run_name
+    dataset_folder = ROOT / "dataset" / config.dataset_name / "json"
+    train_dataset = SrcCodeDataset(dataset_folder / "train.jsonl", model, cache / "train")
+    dev_dataset = SrcCodeDataset(dataset_folder / "dev.jsonl", model, cache / "dev")
+    dev_evaluator = SingleCLMEvaluator(batch_size=config.dev_batch_size, precision=config.precision)
+    model.to(device)
+    model_trainer = ModelTrainer(model, train_dataset, dev_dataset, dev_evaluator, config, run_folder)
+    if overwrite:  # only now that nothing can be wrong with the new run's input
+        shutil.rmtree(run_folder)
+    _log_to_file(run_folder)
+    model_trainer.train()
+
+
+def _may_overwrite(run_folder: Path, overwrite: bool) -> bool:
+    """Whether an earlier run may be deleted: by the flag, or by a yes on the terminal.
+
+    Raises:
+        InputError: it may not.
+    """
+    if overwrite:
+        return True
+    if sys.stdin.isatty() and input(f"{run_folder} holds an earlier run. Delete it? (y/n) ").strip().lower() == "y":
+        return True
+    raise InputError(
+        f"{run_folder}: holds an earlier run; go on with it (--restore_training), delete it (--overwrite) "
+        "or choose another --run_name"
+    )
+
+
+def _first_gpu(visible_device: str) -> int:
+    try:
+        return int(visible_device.split(",")[0])
+    except ValueError:
+        raise InputError(f"--visiable_device {visible_device}: give GPU numbers, as in 0 or 0,1") from None
+
+
+def _log_to_file(run_folder: Path) -> None:
+    run_folder.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(run_folder / "log.out", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s - %(name)s - %(levelname)s - %(message)s"))
+    logging.getLogger().addHandler(handler)
+
+
+if __name__ == "__main__":
+    run_command(main)
