@@ -13,13 +13,15 @@ import random
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from common import ROOT, InputError, flag, parse_flags, replace_folder, run_command
+from dataset.contamination import contamination
 from hub import fingerprint, load_tokenizer
 
 if TYPE_CHECKING:
@@ -29,7 +31,17 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 1
 LABELS = {".py": "Python", ".java": "Java"}
 DEFAULT_SOURCES = ("dataset/Python", "dataset/Java")
-STDLIB_LEFT_OUT = {"test", "tests", "idlelib", "turtledemo", "site-packages", "dist-packages"}
+# Besides tests and demos: generated tables, a quarter of the tokens, that would flatter any dev score.
+STDLIB_LEFT_OUT = {
+    "test",
+    "tests",
+    "idlelib",
+    "turtledemo",
+    "encodings",
+    "pydoc_data",
+    "site-packages",
+    "dist-packages",
+}
 CONTAMINATION_NGRAMS = (20, 50)
 BATCH_CHARACTERS = 1_000_000  # tokenized at once: enough for every core, small enough for memory
 
@@ -41,8 +53,8 @@ class ConvertConfig:
     dev_size: float = flag(0.1, "share of each language's windows that goes to dev.jsonl")
     source: tuple[str, ...] = flag(
         DEFAULT_SOURCES,
-        "folders (or files) to read .py and .java from; `stdlib` is the running Python's own library without its "
-        "tests; of the default folders, whichever exist",
+        "folders (or files) of .py and .java; `stdlib` is the running Python's own library without its tests; "
+        "of the default folders, whichever exist",
         type=str,
         nargs="+",
         metavar="DIR",
@@ -67,7 +79,7 @@ class ConvertConfig:
             raise InputError(f"--dev_size {self.dev_size}: must be above 0 and below 1, as in 0.1")
         if self.num_workers < 0:
             raise InputError(f"--num_workers {self.num_workers}: must be 0 (all cores) or more")
-        if Path(self.dataset_name).name != self.dataset_name or self.dataset_name in ("", "..", "json"):
+        if Path(self.dataset_name).name != self.dataset_name or self.dataset_name in ("", ".."):
             raise InputError(f"--dataset_name {self.dataset_name}: must be a plain folder name, as in source_code")
 
 
@@ -80,6 +92,7 @@ class SourceFile:
     n_bytes: int = 0
     digest: str = ""  # of the text: equal for exact copies
     ids: "np.ndarray" = field(default=None)  # [tokens] int32
+    starts: "np.ndarray" = field(default=None)  # [windows] int64: where in ids each begins
     in_dev: "np.ndarray" = field(default=None)  # [windows] bool
 
 
@@ -92,68 +105,65 @@ def main() -> None:
     tokenizer = load_tokenizer(config.tokenizer)
     files, skipped = tokenize_files(files, tokenizer, config.stride)
     if not files:
-        reasons = sorted({reason for _, reason in skipped})
-        raise InputError(f"{' '.join(config.source)}: no file can be used ({', '.join(reasons)}); name other sources")
-    labels = sorted({file.label for file in files})
-    for label in labels:
-        split(label, [file for file in files if file.label == label], config)
+        reasons = ", ".join(sorted({reason for _, reason in skipped}))
+        raise InputError(f"{' '.join(config.source)}: no file can be used ({reasons}); name other sources")
+    languages = {label: [f for f in files if f.label == label] for label in sorted({f.label for f in files})}
+    for label, of_language in languages.items():
+        split(label, of_language, config)
     meta = {
         "format_version": FORMAT_VERSION,
+        # without num_workers, which changes nothing in the result
         "flags": {name: value for name, value in asdict(config).items() if name != "num_workers"},
         "tokenizer": {
             "name": config.tokenizer,
             "fingerprint": fingerprint(tokenizer),
             "vocab_size": tokenizer.get_vocab_size(),
         },
-        "sources": [describe_source(source) for source in dict.fromkeys(file.source for file in files)],
-        "languages": {label: count([f for f in files if f.label == label], config) for label in labels},
+        "languages": {label: count(of_language, config.segment_len) for label, of_language in languages.items()},
+        "contamination": {str(n): contamination(files, config.segment_len, n) for n in CONTAMINATION_NGRAMS},
         "duplicate_files": len(files) - len({file.digest for file in files}),
-        "contamination": {str(n): contamination(files, config, n) for n in CONTAMINATION_NGRAMS},
-        "skipped_files": [{"path": path, "reason": reason} for path, reason in skipped],
+        "sources": describe_sources(files, skipped),
     }
     folder = ROOT / "dataset" / config.dataset_name / "json"
     with replace_folder(folder) as new:
-        write_rows(files, config, new)
-        (new / "meta.json").write_text(json.dumps(meta, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    print_summary(meta, len(files), folder)
+        write_rows(files, config.segment_len, new)
+        (new / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+    print_summary(meta, folder)
 
 
 # ---- reading
 
 
-def find_sources(sources: list[str] | tuple[str, ...], left_out: set[str] | None = None) -> list[SourceFile]:
-    """Every .py and .java file below the sources, in the order of the sources, then of the paths.
+def source_root(source: str) -> Path:
+    if source == "stdlib":
+        return Path(sysconfig.get_path("stdlib"))
+    return ROOT / source if source in DEFAULT_SOURCES else Path(source)
 
-    Hidden folders and caches are left out.
+
+def find_sources(sources: Sequence[str]) -> list[SourceFile]:
+    """Every .py and .java file of the sources, in the order of the sources, then of the paths.
+
+    Hidden folders and caches are left out, and of the default sources those that do not exist.
 
     Raises:
-        InputError: a source that does not exist, or nothing in any of them.
+        InputError: a source that does not exist, or no file in any of them.
     """
     if sources == DEFAULT_SOURCES:
-        sources = [source for source in sources if (ROOT / source).is_dir()]
-        roots = [ROOT / source for source in sources]
-    else:
-        roots = [Path(sysconfig.get_path("stdlib")) if source == "stdlib" else Path(source) for source in sources]
+        sources = [source for source in sources if source_root(source).is_dir()]
     found = []
-    for source, root in zip(sources, roots, strict=True):
+    for source in sources:
+        root = source_root(source)
         if not root.exists():
             raise InputError(f"--source {source}: no such file or folder")
-        skip = STDLIB_LEFT_OUT if source == "stdlib" else set()
-        found += [
-            SourceFile(file, source, path, LABELS[file.suffix])
-            for path, file in sorted((_below(root, file), file) for file in _walk(root, skip))
-        ]
+        files = _walk(root, STDLIB_LEFT_OUT if source == "stdlib" else set())
+        paths = {(file.relative_to(root).as_posix() if file != root else file.name): file for file in files}
+        found += [SourceFile(file, source, path, LABELS[file.suffix]) for path, file in sorted(paths.items())]
     if not found:
-        where = " ".join(sources) or " or ".join(DEFAULT_SOURCES)
         raise InputError(
-            f"no .py or .java file in {where}; name a folder of source code with --source DIR, "
-            "or take Python's own library with --source stdlib"
+            f"no .py or .java file in {' or '.join(sources or DEFAULT_SOURCES)}; name a folder of source code with "
+            "--source DIR, or take Python's own library with --source stdlib"
         )
     return found
-
-
-def _below(root: Path, file: Path) -> str:
-    return file.relative_to(root).as_posix() if file != root else file.name
 
 
 def _walk(root: Path, skip: set[str]) -> Iterator[Path]:
@@ -175,30 +185,32 @@ def read_text(file: Path) -> str:
 
 def tokenize_files(
     files: list[SourceFile], tokenizer: "Tokenizer", stride: int
-) -> tuple[list[SourceFile], list[tuple[str, str]]]:
-    """Fill in the files' ids. Returns the files that give at least one window, and (path, reason) of the others."""
+) -> tuple[list[SourceFile], list[tuple[SourceFile, str]]]:
+    """Fill in the files' ids and starts. Returns the files that give a window, and the others with the reason."""
     import numpy as np
+    from tqdm import tqdm
 
     kept, skipped, batch, texts = [], [], [], []
 
     def flush() -> None:
         for file, encoding in zip(batch, tokenizer.encode_batch_fast(texts, add_special_tokens=False), strict=True):
             file.ids = np.array(encoding.ids, dtype=np.int32)
-            if len(file.ids) < stride:
-                skipped.append((file.path, f"shorter than the stride of {stride} tokens"))
-            else:
+            file.starts = np.arange(0, len(file.ids) // stride * stride, stride)
+            if len(file.starts):
                 kept.append(file)
+            else:
+                skipped.append((file, f"shorter than the stride of {stride} tokens"))
         batch.clear()
         texts.clear()
 
-    for file in files:
+    for file in tqdm(files, "tokenize", unit="file", leave=False, disable=None):  # None: shown on a terminal only
         try:
             text = read_text(file.file)
         except UnicodeDecodeError:
-            skipped.append((file.path, "not UTF-8"))
+            skipped.append((file, "not UTF-8"))
             continue
         if not text.strip():
-            skipped.append((file.path, "empty"))
+            skipped.append((file, "empty"))
             continue
         encoded = text.encode()
         file.n_bytes, file.digest = len(encoded), hashlib.sha256(encoded).hexdigest()
@@ -207,19 +219,14 @@ def tokenize_files(
         if sum(map(len, texts)) >= BATCH_CHARACTERS:
             flush()
     flush()
-    return kept, sorted(skipped)
+    return kept, skipped
 
 
 # ---- splitting
 
 
-def window_starts(n_tokens: int, stride: int) -> range:
-    """Where the windows of a file start; each is `segment_len` tokens long, or shorter at the file's end."""
-    return range(0, n_tokens // stride * stride, stride)
-
-
 def split(label: str, files: list[SourceFile], config: ConvertConfig) -> None:
-    """Fill in which windows of one language's files are in dev; seeded, the same for any order of flags.
+    """Choose which windows of one language's files are in dev.
 
     Raises:
         InputError: too few files or windows to have both a train and a dev split.
@@ -227,21 +234,21 @@ def split(label: str, files: list[SourceFile], config: ConvertConfig) -> None:
     import numpy as np
 
     rng = random.Random(config.seed)
-    windows = [len(window_starts(len(file.ids), config.stride)) for file in files]
+    windows = [len(file.starts) for file in files]
     total = sum(windows)
     if config.split_by == "segment":
         in_dev = np.zeros(total, dtype=bool)
         in_dev[rng.sample(range(total), int(config.dev_size * total))] = True
-        if in_dev.all() or not in_dev.any():
-            raise InputError(f"{label}: {total} windows leave a split empty; add files or change --dev_size")
+        if not in_dev.any():
+            raise InputError(f"{label}: dev would be empty, of {total} windows; add files or raise --dev_size")
         for file, part in zip(files, np.split(in_dev, np.cumsum(windows)[:-1]), strict=True):
             file.in_dev = part
         return
-    units = list(group(files, config.split_by).values())
+    units = group(files, config.split_by)
     if len(units) < 2:
         raise InputError(
-            f"{label}: all usable files ({len(files)}) must stay together under --split_by {config.split_by}, which "
-            f"leaves a split empty; add files or use --split_by {'file or ' * (len(files) > 1)}segment"
+            f"{label}: a split would be empty, since the {len(files)} usable files stay together with --split_by "
+            f"{config.split_by}; add files or use --split_by {'file or ' * (config.split_by == 'folder')}segment"
         )
     rng.shuffle(units)
     dev = choose_dev([sum(windows[i] for i in unit) for unit in units], config.dev_size * total)
@@ -250,7 +257,7 @@ def split(label: str, files: list[SourceFile], config: ConvertConfig) -> None:
             files[i].in_dev = np.full(windows[i], number in dev)
 
 
-def group(files: list[SourceFile], split_by: str) -> dict[Any, list[int]]:
+def group(files: list[SourceFile], split_by: str) -> list[list[int]]:
     """Indices of the files that must be in the same split: exact copies, and with "folder" all files of a folder."""
     parent: dict[Any, Any] = {}
 
@@ -265,7 +272,7 @@ def group(files: list[SourceFile], split_by: str) -> dict[Any, list[int]]:
     units: dict[Any, list[int]] = {}
     for i, file in enumerate(files):
         units.setdefault(root(file.digest), []).append(i)
-    return units
+    return list(units.values())
 
 
 def choose_dev(sizes: list[int], target: float) -> set[int]:
@@ -284,95 +291,52 @@ def choose_dev(sizes: list[int], target: float) -> set[int]:
 # ---- measuring
 
 
-def describe_source(source: str) -> dict[str, str | None]:
-    """A source's name and, where it is (part of) a git work tree, the commit; for stdlib, Python's version."""
+def describe_sources(files: list[SourceFile], skipped: list[tuple[SourceFile, str]]) -> list[dict[str, Any]]:
+    """Each source's name, version, files with their number of tokens, and skipped files with the reason."""
+    return [
+        {
+            "source": source,
+            "version": source_version(source),
+            "files": {file.path: len(file.ids) for file in files if file.source == source},
+            "skipped": {file.path: reason for file, reason in skipped if file.source == source},
+        }
+        for source in dict.fromkeys(file.source for file in [*files, *(file for file, _ in skipped)])
+    ]
+
+
+def source_version(source: str) -> str | None:
+    """Python's version for stdlib; else the git commit, where the source is (part of) a git work tree."""
     if source == "stdlib":
-        return {"source": source, "python": sys.version.split()[0]}
-    folder = ROOT / source if source in DEFAULT_SOURCES and not Path(source).exists() else Path(source)
+        return f"Python {sys.version.split()[0]}"
     # HEAD:./ exists only if the folder itself is in the commit: a source that our own repository ignores is not.
-    command = ["git", "-C", str(folder), "rev-parse", "HEAD", "HEAD:./"]
+    command = ["git", "-C", str(source_root(source)), "rev-parse", "HEAD", "HEAD:./"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True)
-        commit = answer.stdout.split()[0] if answer.returncode == 0 else None
-    except OSError:  # no git here, or the source is a single file
-        commit = None
-    return {"source": source, "git_commit": commit}
+    except OSError:  # no git on this machine
+        return None
+    return f"git {answer.stdout.split()[0]}" if answer.returncode == 0 else None
 
 
-def count(files: list[SourceFile], config: ConvertConfig) -> dict[str, dict[str, int]]:
-    """Per split: files with at least one window, windows, tokens in windows, and the files' own tokens and bytes."""
-    import numpy as np
-
+def count(files: list[SourceFile], segment_len: int) -> dict[str, dict[str, int]]:
+    """Per split: files with a window in it, windows, tokens of the windows, and those files' own tokens and bytes."""
     counts = {}
     for name, is_dev in (("train", False), ("dev", True)):
-        lengths = [
-            np.minimum(config.segment_len, len(file.ids) - np.array(window_starts(len(file.ids), config.stride)))[
-                file.in_dev == is_dev
-            ]
-            for file in files
-        ]
-        chosen = [file for file, window_lengths in zip(files, lengths, strict=True) if len(window_lengths)]
+        chosen = [file for file in files if (file.in_dev == is_dev).any()]
+        lengths = [(len(f.ids) - f.starts[f.in_dev == is_dev]).clip(max=segment_len) for f in chosen]
         counts[name] = {
             "files": len(chosen),
             "windows": sum(map(len, lengths)),
-            "window_tokens": int(sum(window_lengths.sum() for window_lengths in lengths)),
+            "window_tokens": int(sum(map(sum, lengths))),
             "source_tokens": sum(len(file.ids) for file in chosen),
             "source_bytes": sum(file.n_bytes for file in chosen),
         }
     return counts
 
 
-def contamination(files: list[SourceFile], config: ConvertConfig, n: int) -> float | None:
-    """Share of dev's n-grams that stand in train word for word; None if no dev window is n tokens long.
-
-    Counted over token positions: position p is a split's if one of its windows covers [p, p + n).
-    """
-    import numpy as np
-
-    in_dev = [ngram_hashes(file.ids, n)[covered(file, True, config, n)] for file in files]
-    dev, repeats = np.unique(np.concatenate(in_dev), return_counts=True)
-    if not len(dev):
-        return None
-    found = np.zeros(len(dev), dtype=bool)
-    for file in files:
-        train = ngram_hashes(file.ids, n)[covered(file, False, config, n)]
-        at = np.searchsorted(dev, train).clip(max=len(dev) - 1)
-        found[at[dev[at] == train]] = True
-    return round(float(repeats[found].sum() / repeats.sum()), 6)
-
-
-def covered(file: SourceFile, is_dev: bool, config: ConvertConfig, n: int) -> "np.ndarray":
-    """[max(0, tokens - n + 1)] bool: the positions whose n-gram lies in a window of the split."""
-    import numpy as np
-
-    positions = max(0, len(file.ids) - n + 1)
-    starts = np.array(window_starts(len(file.ids), config.stride))[file.in_dev == is_dev]
-    ends = np.minimum(starts + config.segment_len - n + 1, positions)  # of the positions that a window gives
-    starts, ends = starts[ends > starts], ends[ends > starts]
-    opened = np.bincount(starts, minlength=positions + 1) - np.bincount(ends, minlength=positions + 1)
-    return np.cumsum(opened)[:positions] > 0
-
-
-def ngram_hashes(ids: "np.ndarray", n: int) -> "np.ndarray":
-    """A 64-bit hash of every n-gram: ids [tokens] -> [max(0, tokens - n + 1)] uint64.
-
-    Widths double: two blocks that overlap or touch determine the wider one. (Multipliers: xxHash's primes.)
-    """
-    import numpy as np
-
-    hashes, width = ids.astype(np.uint64) + np.uint64(1), 1
-    while width < n:
-        step = min(width, n - width)
-        hashes = hashes[:-step] * np.uint64(0x9E3779B185EBCA87) ^ hashes[step:] * np.uint64(0xC2B2AE3D27D4EB4F)
-        hashes ^= hashes >> np.uint64(31)
-        width += step
-    return hashes
-
-
 # ---- writing
 
 
-def write_rows(files: list[SourceFile], config: ConvertConfig, folder: Path) -> None:
+def write_rows(files: list[SourceFile], segment_len: int, folder: Path) -> None:
     """One JSON row a window; `token_ids` comes first, which is what lets data.py read a row without a JSON parser."""
     import numpy as np
 
@@ -383,18 +347,20 @@ def write_rows(files: list[SourceFile], config: ConvertConfig, folder: Path) -> 
             text = b", ".join(words) + b", "
             at = np.cumsum([0, *(len(word) + 2 for word in words)]).tolist()  # token number -> offset in text
             tail = f'], "label": "{file.label}", "path": {json.dumps(file.path)}}}\n'.encode()
-            starts = window_starts(len(words), config.stride)
-            ends = [at[min(start + config.segment_len, len(words))] - len(b", ") for start in starts]
-            rows = [head + text[at[start] : end] + tail for start, end in zip(starts, ends, strict=True)]
+            ends = (file.starts + segment_len).clip(max=len(words)).tolist()
+            rows = [
+                head + text[at[start] : at[end] - len(b", ")] + tail
+                for start, end in zip(file.starts.tolist(), ends, strict=True)
+            ]
             train.writelines(itertools.compress(rows, (~file.in_dev).tolist()))
             dev.writelines(itertools.compress(rows, file.in_dev.tolist()))
 
 
-def print_summary(meta: dict[str, Any], n_files: int, folder: Path) -> None:
-    skipped = meta["skipped_files"]
-    reasons = {reason: sum(row["reason"] == reason for row in skipped) for reason in {r["reason"] for r in skipped}}
+def print_summary(meta: dict[str, Any], folder: Path) -> None:
+    n_files = sum(len(source["files"]) for source in meta["sources"])
+    reasons = Counter(reason for source in meta["sources"] for reason in source["skipped"].values())
     details = ", ".join(f"{number} {reason}" for reason, number in sorted(reasons.items()))
-    print(f"{n_files} files read, {len(skipped)} skipped{f' ({details})' * bool(skipped)}")
+    print(f"{n_files} files read, {reasons.total()} skipped{f' ({details})' * bool(details)}")
     print(f"{'':14}{'files':>8}{'windows':>12}{'window tokens':>16}{'source tokens':>16}{'source bytes':>16}")
     for label, splits in meta["languages"].items():
         for name, counts in splits.items():

@@ -19,11 +19,11 @@ END = "<|endoftext|>"
 
 @dataclass
 class VocabularyConfig:
-    source: list[str] = flag(
+    source: tuple[str, ...] = flag(
         ("stdlib",), "folders to learn from; as for dataset/convert.py", type=str, nargs="+", metavar="DIR"
     )
     vocab_size: int = flag(8189, "tokens, <|endoftext|> among them; the three control words come on top: 8192")
-    output: Path = flag(Path("vocabulary"), "model folder to write into; a config.json in it is left alone")
+    output: str = flag("vocabulary", "model folder to write into; a config.json in it is left alone")
 
     def __post_init__(self) -> None:
         if self.vocab_size < 257:
@@ -34,6 +34,7 @@ def main() -> None:
     config = parse_flags(VocabularyConfig, __doc__)
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+    folder = Path(config.output)
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -44,7 +45,7 @@ def main() -> None:
         show_progress=sys.stderr.isatty(),
     )
     tokenizer.train_from_iterator(texts(find_sources(config.source)), trainer)
-    with atomic_write(config.output / "tokenizer.json") as file:
+    with atomic_write(folder / "tokenizer.json") as file:
         file.write(tokenizer.to_str())
     settings = {
         "tokenizer_class": "GPT2TokenizerFast",
@@ -54,9 +55,9 @@ def main() -> None:
         "unk_token": END,
         "clean_up_tokenization_spaces": False,
     }
-    with atomic_write(config.output / "tokenizer_config.json") as file:
+    with atomic_write(folder / "tokenizer_config.json") as file:
         file.write(json.dumps(settings, indent=2) + "\n")
-    print(f"{tokenizer.get_vocab_size()} tokens in {config.output}")
+    print(f"{tokenizer.get_vocab_size()} tokens in {folder}")
 
 
 def texts(files: list[SourceFile]) -> Iterator[str]:

@@ -1,0 +1,55 @@
+"""How much of dev stands in train word for word, by hashing every n-gram of token ids; convert.py reports it."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from dataset.convert import SourceFile
+
+
+def contamination(files: "list[SourceFile]", segment_len: int, n: int) -> float | None:
+    """Share of dev's n-grams that stand in train word for word; None if no dev window is n tokens long.
+
+    Counted over token positions: position p is a split's if one of its windows covers [p, p + n).
+    """
+    import numpy as np
+
+    in_dev = [ngram_hashes(file.ids, n)[covered(file, True, segment_len, n)] for file in files]
+    dev, repeats = np.unique(np.concatenate(in_dev), return_counts=True)
+    if not len(dev):
+        return None
+    found = np.zeros(len(dev), dtype=bool)
+    for file in files:
+        train = ngram_hashes(file.ids, n)[covered(file, False, segment_len, n)]
+        at = np.searchsorted(dev, train).clip(max=len(dev) - 1)
+        found[at[dev[at] == train]] = True
+    return round(float(repeats[found].sum() / repeats.sum()), 6)
+
+
+def covered(file: "SourceFile", is_dev: bool, segment_len: int, n: int) -> "np.ndarray":
+    """[max(0, tokens - n + 1)] bool: the positions whose n-gram lies in a window of the split."""
+    import numpy as np
+
+    positions = max(0, len(file.ids) - n + 1)
+    starts = file.starts[file.in_dev == is_dev]
+    ends = np.minimum(starts + segment_len - n + 1, positions)  # of the positions that each window gives
+    starts, ends = starts[ends > starts], ends[ends > starts]
+    opened = np.bincount(starts, minlength=positions + 1) - np.bincount(ends, minlength=positions + 1)
+    return np.cumsum(opened)[:positions] > 0
+
+
+def ngram_hashes(ids: "np.ndarray", n: int) -> "np.ndarray":
+    """A 64-bit hash of every n-gram: ids [tokens] -> [max(0, tokens - n + 1)] uint64.
+
+    Widths double: two blocks that overlap or touch determine the wider one. (Multipliers: xxHash's primes.)
+    """
+    import numpy as np
+
+    hashes, width = ids.astype(np.uint64) + np.uint64(1), 1
+    while width < n:
+        step = min(width, n - width)
+        hashes = hashes[:-step] * np.uint64(0x9E3779B185EBCA87) ^ hashes[step:] * np.uint64(0xC2B2AE3D27D4EB4F)
+        hashes ^= hashes >> np.uint64(31)
+        width += step
+    return hashes
