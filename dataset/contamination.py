@@ -2,9 +2,9 @@
 
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import numpy as np
+import numpy as np
 
+if TYPE_CHECKING:
     from dataset.convert import SourceFile
 
 
@@ -13,8 +13,6 @@ def contamination(files: "list[SourceFile]", segment_len: int, n: int) -> float 
 
     Counted over token positions: position p is a split's if one of its windows covers [p, p + n).
     """
-    import numpy as np
-
     in_dev = [ngram_hashes(file.ids, n)[covered(file, True, segment_len, n)] for file in files]
     dev, repeats = np.unique(np.concatenate(in_dev), return_counts=True)
     if not len(dev):
@@ -27,10 +25,8 @@ def contamination(files: "list[SourceFile]", segment_len: int, n: int) -> float 
     return round(float(repeats[found].sum() / repeats.sum()), 6)
 
 
-def covered(file: "SourceFile", is_dev: bool, segment_len: int, n: int) -> "np.ndarray":
+def covered(file: "SourceFile", is_dev: bool, segment_len: int, n: int) -> np.ndarray:
     """[max(0, tokens - n + 1)] bool: the positions whose n-gram lies in a window of the split."""
-    import numpy as np
-
     positions = max(0, len(file.ids) - n + 1)
     starts = file.starts[file.in_dev == is_dev]
     ends = np.minimum(starts + segment_len - n + 1, positions)  # of the positions that each window gives
@@ -39,13 +35,11 @@ def covered(file: "SourceFile", is_dev: bool, segment_len: int, n: int) -> "np.n
     return np.cumsum(opened)[:positions] > 0
 
 
-def ngram_hashes(ids: "np.ndarray", n: int) -> "np.ndarray":
+def ngram_hashes(ids: np.ndarray, n: int) -> np.ndarray:
     """A 64-bit hash of every n-gram: ids [tokens] -> [max(0, tokens - n + 1)] uint64.
 
     Widths double: two blocks that overlap or touch determine the wider one. (Multipliers: xxHash's primes.)
     """
-    import numpy as np
-
     hashes, width = ids.astype(np.uint64) + np.uint64(1), 1
     while width < n:
         step = min(width, n - width)

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from common import ROOT, InputError, flag, parse_flags, replace_folder, run_command
-from dataset.contamination import contamination
 from hub import fingerprint, load_tokenizer
 
 if TYPE_CHECKING:
@@ -98,6 +97,8 @@ class SourceFile:
 
 def main() -> None:
     config = parse_flags(ConvertConfig, __doc__)
+    from dataset.contamination import contamination
+
     if config.num_workers:
         os.environ["RAYON_NUM_THREADS"] = str(config.num_workers)
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
