@@ -85,6 +85,22 @@ def parse_flags(config_class: type[T], description: str | None, argv: Sequence[s
     return config_class(**vars(parser.parse_args(argv)))
 
 
+def dataset_file(dataset_name: str, split: str) -> Path:
+    """The jsonl file of a converted dataset.
+
+    Raises:
+        InputError: there is none; names the datasets that there are and the command that makes one.
+    """
+    path = ROOT / "dataset" / dataset_name / "json" / f"{split}.jsonl"
+    if not path.is_file():
+        known = sorted(found.parent.parent.name for found in ROOT.glob(f"dataset/*/json/{split}.jsonl"))
+        raise InputError(
+            f"{path}: no such dataset; make it with `python dataset/convert.py --dataset_name {dataset_name}`"
+            + (f", or choose --dataset_name from {', '.join(known)}" if known else "")
+        )
+    return path
+
+
 @contextmanager
 def atomic_write(path: Path, mode: str = "w") -> Iterator[IO]:
     """Open a file that appears under its name only when it is complete and on the disk."""

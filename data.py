@@ -45,10 +45,7 @@ class SrcCodeDataset(Dataset):
         self.file_path = Path(file_path)
         self.max_seq_length = model.max_seq_length
         if not self.file_path.is_file():
-            raise InputError(
-                f"{file_path}: no such dataset; make it with `python dataset/convert.py --dataset_name "
-                f"{self.file_path.parent.parent.name or 'source_code'}`"
-            )
+            raise InputError(f"{file_path}: no such file; dataset/convert.py makes datasets")
         self._tokenizer_print = fingerprint(model.tokenizer.backend_tokenizer)
         self._check_tokenizer(model)
         cache = Path(cache_path) if cache_path is not None else None

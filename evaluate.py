@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common import ROOT, atomic_write, flag, parse_flags, run_command
+from common import atomic_write, dataset_file, flag, parse_flags, run_command
 from config import PRECISIONS
 
 if TYPE_CHECKING:
@@ -132,6 +132,7 @@ class EvaluateFlags:
 
 def main() -> None:
     flags = parse_flags(EvaluateFlags, __doc__)
+    file_path = Path(flags.file_path) if flags.file_path else dataset_file(flags.dataset_name, flags.split)
 
     import torch
 
@@ -139,7 +140,6 @@ def main() -> None:
     from hub import SPECIAL_WORDS
     from model import GPTSingleHead, choose_device
 
-    file_path = Path(flags.file_path or ROOT / "dataset" / flags.dataset_name / "json" / f"{flags.split}.jsonl")
     torch.manual_seed(0)  # the rows of control words that a base model lacks
     model = GPTSingleHead.load(flags.model_path)
     model.add_special_words(SPECIAL_WORDS)

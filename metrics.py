@@ -29,8 +29,7 @@ class Metrics:
         wandb_id: str | None = None,
         config: dict | None = None,
     ):
-        purge_step = first_step if first_step > 1 else None
-        self._tensorboard = SummaryWriter(str(run_folder / "tensorboard"), purge_step=purge_step)
+        self._tensorboard = SummaryWriter(str(run_folder / "tensorboard"), purge_step=first_step)
         self._wandb = None
         if wandb_project is not None:
             self._wandb = _start_wandb(run_folder, wandb_project, wandb_id, config)

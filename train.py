@@ -10,7 +10,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from common import ROOT, InputError, parse_flags, recover_folder, run_command
+from common import ROOT, InputError, dataset_file, parse_flags, recover_folder, run_command
 from config import TrainConfig
 
 logger = logging.getLogger("train")
@@ -18,6 +18,7 @@ logger = logging.getLogger("train")
 
 def main() -> None:
     config = parse_flags(TrainConfig, __doc__)
+    train_file, dev_file = (dataset_file(config.dataset_name, split) for split in ("train", "dev"))
     run_folder = ROOT / "model" / config.run_name
     has_earlier_run = run_folder.is_dir() and any(run_folder.iterdir())
     overwrite = has_earlier_run and not config.restore_training and _may_overwrite(run_folder, config.overwrite)
@@ -46,9 +47,8 @@ def main() -> None:
         model = GPTSingleHead(config.model_select, config.max_seq_length, from_scratch=config.from_scratch)
         model.add_special_words(SPECIAL_WORDS)
     cache = ROOT / ".cache" / config.run_name
-    dataset_folder = ROOT / "dataset" / config.dataset_name / "json"
-    train_dataset = SrcCodeDataset(dataset_folder / "train.jsonl", model, cache / "train")
-    dev_dataset = SrcCodeDataset(dataset_folder / "dev.jsonl", model, cache / "dev")
+    train_dataset = SrcCodeDataset(train_file, model, cache / "train")
+    dev_dataset = SrcCodeDataset(dev_file, model, cache / "dev")
     dev_evaluator = SingleCLMEvaluator(batch_size=config.dev_batch_size, precision=config.precision)
     model.to(device)
     model_trainer = ModelTrainer(model, train_dataset, dev_dataset, dev_evaluator, config, run_folder)

@@ -3,11 +3,13 @@
 import json
 import logging
 import math
+import random
 import shutil
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
@@ -154,7 +156,8 @@ class ModelTrainer:
             restore_checkpoint(last, self.model, self.optimizer, self.scaler)
             logger.info("going on after step %d of %s", self.progress.step, last)
         else:
-            torch.manual_seed(self.config.seed)
+            for seed in (random.seed, np.random.seed, torch.manual_seed):
+                seed(self.config.seed)
             self.run_folder.mkdir(parents=True, exist_ok=True)
         with atomic_write(self.run_folder / "hyperparams.json") as file:
             json.dump(asdict(self.config), file, indent=2)

@@ -1,0 +1,82 @@
+"""A copy of the project to run its commands in, with a small model and a small dataset of real source code."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+os.environ |= {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "WANDB_SILENT": "true"}
+GPT2_VOCABULARY = ROOT.parent / "shared" / "gpt2"
+
+
+class Project:
+    """A folder with the project's code, in which commands run and write without touching the real one."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def run(self, *arguments: object, check: bool = True, **options) -> subprocess.CompletedProcess:
+        command = [sys.executable, *map(str, arguments)]
+        done = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, timeout=180, **options)
+        if check:
+            assert done.returncode == 0, done.stderr
+        return done
+
+    def fails(self, *arguments: object, **options) -> str:
+        """The one line that a command with a bad input prints; checks that it is one line and the exit code is 2."""
+        done = self.run(*arguments, check=False, **options)
+        assert done.returncode == 2, done.stderr
+        lines = done.stderr.strip().splitlines()
+        assert len(lines) == 1, done.stderr
+        assert lines[0].startswith("error: ")
+        return lines[0]
+
+
+@pytest.fixture(scope="session")
+def project(tmp_path_factory) -> Project:
+    folder = tmp_path_factory.mktemp("project")
+    (folder / "dataset").mkdir()
+    for file in [*ROOT.glob("*.py"), *ROOT.glob("dataset/*.py")]:
+        shutil.copy(file, folder / file.relative_to(ROOT))
+    shutil.copytree(ROOT / "pretrained", folder / "pretrained")
+    sources = folder / "dataset" / "Python"
+    sources.mkdir()
+    for name in ("bisect", "heapq", "textwrap", "shlex", "string", "queue", "sched", "fnmatch", "keyword", "colorsys"):
+        shutil.copy(Path(os.__file__).parent / f"{name}.py", sources)
+    project = Project(folder)
+    project.run("dataset/convert.py", "--tokenizer", "pretrained/tiny", "--stride", 50, "--segment_len", 62)
+    return project
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory) -> Path:
+    """A folder with a 2-layer GPT-2 configuration without dropout and the embedded vocabulary."""
+    folder = tmp_path_factory.mktemp("base")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(ROOT / "pretrained" / "tiny" / name, folder)
+    config = json.loads((ROOT / "pretrained" / "tiny" / "config.json").read_text())
+    config |= {"n_layer": 2, "n_embd": 32, "n_head": 2, "n_positions": 128}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture
+def model(base):
+    import torch
+
+    from hub import SPECIAL_WORDS
+    from model import GPTSingleHead
+
+    torch.manual_seed(0)
+    return GPTSingleHead(str(base), max_seq_length=64, special_words_to_add=SPECIAL_WORDS, from_scratch=True)
+
+
+@pytest.fixture(scope="session")
+def dataset_folder(project) -> Path:
+    return project.folder / "dataset" / "source_code" / "json"
