@@ -1,0 +1,56 @@
+# Every step is a plain command too, as the README shows: make only strings them together.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+
+.PHONY: help demo test tiny clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(INSTALLED): requirements.txt constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+		|| { echo "error: $(PYTHON) is older than Python 3.10; name another, as in make PYTHON=python3.12" >&2; exit 2; }
+	@echo "Installing into $(VENV): a minute on a CPU; with the CUDA packages some GB, once."
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) -r requirements.txt ruff -c constraints.txt
+	@touch $@
+
+# One more pass over the standard library is enough to see the loss fall; batches of 16 suit two cores.
+demo: export HF_HUB_OFFLINE = 1
+demo: $(INSTALLED) ## fine-tune the embedded model on Python's own library and complete code with it
+	$(BIN)/python dataset/convert.py --source stdlib --tokenizer tiny --dataset_name stdlib --stride 254
+	$(BIN)/python evaluate.py --model_path tiny --dataset_name stdlib
+	$(BIN)/python train.py --model_select tiny --dataset_name stdlib --run_name demo --overwrite \
+		--max_steps 300 --per_gpu_train_batch_size 16 --lr 5e-4 --evaluation_steps 100
+	$(BIN)/python evaluate.py --model_path model/demo --dataset_name stdlib
+	$(BIN)/python interact.py --model_path model/demo --prompt 'def read_lines(path):'
+	$(BIN)/python analysis.py --runs model/demo
+	@echo
+	@echo "Complete code of your own:    $(BIN)/python interact.py --model_path model/demo"
+	@echo "Fine-tune on your own code:   $(BIN)/python dataset/convert.py --source DIR --tokenizer tiny --dataset_name mine"
+	@echo "Fine-tune a larger model:     $(BIN)/python train.py -h, and the README for distilgpt2 on TheAlgorithms"
+
+test: export HF_HUB_OFFLINE = 1
+test: export CUDA_VISIBLE_DEVICES =
+test: $(INSTALLED) ## check format and style, run all tests (no GPU, no network)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/python -m pytest
+
+corpus/installed: pretrained/corpus.txt $(INSTALLED)
+	rm -rf corpus
+	$(PIP) --no-deps --no-compile --target corpus -r pretrained/corpus.txt
+	find corpus -type d '(' -name tests -o -name test ')' -prune -exec rm -r {} +
+	touch $@
+
+tiny: corpus/installed ## train pretrained/tiny again from nothing (1.5 GB to download, hours without a GPU)
+	$(BIN)/python dataset/vocabulary.py --source corpus --vocab_size 8189 --output pretrained/tiny
+	$(BIN)/python dataset/convert.py --source corpus --tokenizer tiny --dataset_name corpus --stride 254 \
+		--split_by folder --dev_size 0.0065
+	$(BIN)/python train.py --model_select tiny --from_scratch --dataset_name corpus --run_name tiny
+
+clean: ## delete the environment and caches; data sets and trained models stay
+	rm -rf $(VENV) .cache .pytest_cache .ruff_cache
