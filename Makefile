@@ -46,7 +46,7 @@ corpus/installed: pretrained/corpus.txt $(INSTALLED)
 	find corpus -type d '(' -name tests -o -name test ')' -prune -exec rm -r {} +
 	touch $@
 
-tiny: corpus/installed ## train pretrained/tiny again from nothing (1.5 GB to download, hours without a GPU)
+tiny: corpus/installed ## train pretrained/tiny again from nothing (0.7 GB of packages; hours without a GPU)
 	$(BIN)/python dataset/vocabulary.py --source corpus --vocab_size 8189 --output pretrained/tiny
 	$(BIN)/python dataset/convert.py --source corpus --tokenizer tiny --dataset_name corpus --stride 254 \
 		--split_by folder --dev_size 0.0065
