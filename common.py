@@ -117,8 +117,10 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO]:
 
 
 @contextmanager
-def replace_folder(path: Path) -> Iterator[Path]:
-    """Fill an empty folder that takes the place of `path` only when it is complete and on the disk.
+def replace_folder(path: Path, durable: bool = True) -> Iterator[Path]:
+    """Fill an empty folder that takes the place of `path` only when it is complete.
+
+    durable: wait until the disk holds it, so that it outlives a power failure too. What can be made again need not.
 
     A folder cannot be renamed over another, so the old one steps aside as `<path>.old` for an instant;
     after a crash in that instant `recover_folder` puts it back.
@@ -129,9 +131,9 @@ def replace_folder(path: Path) -> Iterator[Path]:
     new.mkdir(parents=True)
     try:
         yield new
-        for file in new.rglob("*"):
-            _fsync(file)
-        _fsync(new)
+        if durable:
+            for file in [*new.rglob("*"), new]:
+                _fsync(file)
         if path.exists():
             path.rename(old)
         new.rename(path)

@@ -36,6 +36,7 @@ class TrainConfig:
 
     evaluation_steps: int = flag(200, "optimizer steps between two evaluations on dev")
     dev_batch_size: int = flag(8, "sequences per forward pass in evaluation; the result does not depend on it")
+    dev_windows: int = flag(0, "evaluate on that many windows of dev, always the same ones; 0: all")
     early_stop: int = flag(20, "end after this many evaluations without a better dev score")
     logging_steps: int = flag(10, "optimizer steps between two entries of the training loss")
 
@@ -63,6 +64,7 @@ class TrainConfig:
         at_least = {
             "max_seq_length": 2,
             "max_steps": 0,
+            "dev_windows": 0,
             "weight_decay": 0,
             "seed": 0,
             **dict.fromkeys([*positive.split(), "early_stop", "logging_steps", "n_gpu"], 1),

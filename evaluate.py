@@ -29,6 +29,7 @@ class SingleCLMEvaluator:
         early_stop_on: "perplexity" or "loss": which result the best model is chosen by.
         batch_size: sequences per forward pass; the results do not depend on it.
         precision: as `model.choose_dtype` takes it.
+        windows: measure on that many rows alone, always the same ones; 0 for all.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class SingleCLMEvaluator:
         early_stop_on: str = "perplexity",
         batch_size: int = 8,
         precision: str = "auto",
+        windows: int = 0,
     ):
         if early_stop_on not in ("loss", "perplexity"):
             raise ValueError(f"early_stop_on has to be loss or perplexity, not {early_stop_on!r}")
@@ -46,6 +48,7 @@ class SingleCLMEvaluator:
         self.early_stop_on = early_stop_on
         self.batch_size = batch_size
         self.precision = precision
+        self.windows = windows
 
     def __call__(self, model: "GPTSingleHead") -> dict[str, float]:
         """Measure `model`; leaves it in the mode (train or eval) that it was in.
@@ -67,14 +70,16 @@ class SingleCLMEvaluator:
         device = model.device
         dtype = choose_dtype(self.precision, device)
         batches = TokenBatches(self.dataset, pad_id(model), device)
+        rows = torch.randperm(len(batches), generator=torch.Generator().manual_seed(0))
+        rows = rows[: self.windows or None].to(device)
         # Longest first: a batch is as wide as its first row, so that next to no padding is computed.
-        lengths, rows = torch.sort(batches.lengths, descending=True, stable=True)
+        lengths, order = torch.sort(batches.lengths[rows], descending=True, stable=True)
         widths = lengths[:: self.batch_size].tolist()
         bytes_of = token_bytes(model).to(device)
         sums = torch.zeros(5, dtype=torch.float64, device=device)
         was_training = model.training
         model.eval()
-        for batch_rows, width in zip(rows.split(self.batch_size), widths, strict=True):
+        for batch_rows, width in zip(rows[order].split(self.batch_size), widths, strict=True):
             ids, labels = batches.gather(batch_rows)
             ids, labels = ids[:, :width], labels[:, :width]
             with torch.inference_mode(), autocast(device, dtype):
@@ -126,6 +131,7 @@ class EvaluateFlags:
     file_path: str = flag("", "measure on this jsonl file instead")
     max_seq_length: int = flag(0, "tokens per sequence; 0: as the model was trained")
     dev_batch_size: int = flag(8, "sequences per forward pass; the result does not depend on it")
+    dev_windows: int = flag(0, "measure on that many windows, always the same ones; 0: all")
     precision: str = flag("auto", "auto: bf16 or fp16 where the hardware is fast at it", choices=PRECISIONS)
     output: str = flag("", "write the results as JSON to this file too")
 
@@ -147,15 +153,18 @@ def main() -> None:
         model.max_seq_length = flags.max_seq_length
     dataset = SrcCodeDataset(file_path, model)
     model.to(choose_device())
-    evaluator = SingleCLMEvaluator(dataset, flags.split, batch_size=flags.dev_batch_size, precision=flags.precision)
+    evaluator = SingleCLMEvaluator(
+        dataset, flags.split, batch_size=flags.dev_batch_size, precision=flags.precision, windows=flags.dev_windows
+    )
     results = evaluator(model)
-    print(f"{flags.model_path} on {file_path} ({len(dataset)} windows)")
+    windows = min(flags.dev_windows or len(dataset), len(dataset))
+    print(f"{flags.model_path} on {windows} windows of {file_path}")
     for name, value in results.items():
         print(f"  {name:<18} {value:>14,}" if name == "tokens" else f"  {name:<18} {value:>14.4f}")
     if flags.output:
         with atomic_write(Path(flags.output)) as file:
             json.dump(
-                {"model": flags.model_path, "file": str(file_path), "windows": len(dataset), **results}, file, indent=2
+                {"model": flags.model_path, "file": str(file_path), "windows": windows, **results}, file, indent=2
             )
             file.write("\n")
 

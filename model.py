@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 import transformers
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -48,7 +49,7 @@ class GPTSingleHead(nn.Module):
             else:  # float32 whatever the file holds: the optimizer's steps would round away in 16 bits
                 self.gpt = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
             self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             reason = str(error).strip().splitlines()[0]
             raise InputError(f"{folder}: cannot be loaded as a causal language model ({reason})") from None
         self.do_lower_case = do_lower_case

@@ -49,7 +49,9 @@ def main() -> None:
     cache = ROOT / ".cache" / config.run_name
     train_dataset = SrcCodeDataset(train_file, model, cache / "train")
     dev_dataset = SrcCodeDataset(dev_file, model, cache / "dev")
-    dev_evaluator = SingleCLMEvaluator(batch_size=config.dev_batch_size, precision=config.precision)
+    dev_evaluator = SingleCLMEvaluator(
+        batch_size=config.dev_batch_size, precision=config.precision, windows=config.dev_windows
+    )
     model.to(device)
     model_trainer = ModelTrainer(model, train_dataset, dev_dataset, dev_evaluator, config, run_folder)
     if overwrite:  # only now that nothing can be wrong with the new run's input

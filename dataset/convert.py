@@ -126,7 +126,7 @@ def main() -> None:
         "sources": describe_sources(files, skipped),
     }
     folder = ROOT / "dataset" / config.dataset_name / "json"
-    with replace_folder(folder) as new:
+    with replace_folder(folder, durable=False) as new:
         write_rows(files, config.segment_len, new)
         (new / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
     print_summary(meta, folder)

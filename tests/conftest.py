@@ -21,21 +21,28 @@ class Project:
     def __init__(self, folder: Path):
         self.folder = folder
 
-    def run(self, *arguments: object, check: bool = True, **options) -> subprocess.CompletedProcess:
+    def run(
+        self, *arguments: object, check: bool = True, timeout: float = 180, **options
+    ) -> subprocess.CompletedProcess:
         command = [sys.executable, *map(str, arguments)]
-        done = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, timeout=180, **options)
+        done = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, timeout=timeout, **options)
         if check:
             assert done.returncode == 0, done.stderr
         return done
 
-    def fails(self, *arguments: object, **options) -> str:
-        """The one line that a command with a bad input prints; checks that it is one line and the exit code is 2."""
+    def fails(self, *arguments: object, log_lines: bool = False, **options) -> str:
+        """The one line that a command with a bad input prints last; checks the exit code and that there is no more.
+
+        Args:
+            log_lines: whether a log may come before it, as of a run that had begun.
+        """
         done = self.run(*arguments, check=False, **options)
         assert done.returncode == 2, done.stderr
         lines = done.stderr.strip().splitlines()
-        assert len(lines) == 1, done.stderr
-        assert lines[0].startswith("error: ")
-        return lines[0]
+        assert len(lines) == 1 or log_lines, done.stderr
+        assert "Traceback" not in done.stderr
+        assert lines[-1].startswith("error: ")
+        return lines[-1]
 
 
 @pytest.fixture(scope="session")

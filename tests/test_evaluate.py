@@ -46,6 +46,12 @@ def test_results_do_not_depend_on_the_batch_size(model, dev):
     assert one == pytest.approx(many, rel=1e-6)
 
 
+def test_a_subset_of_windows_is_always_the_same(model, dev):
+    some = [SingleCLMEvaluator(dev, windows=5, batch_size=size, precision="fp32")(model) for size in (2, 5)]
+    assert some[0] == pytest.approx(some[1], rel=1e-6)
+    assert some[0]["tokens"] < sum(dev.lengths) - len(dev)
+
+
 def test_the_model_keeps_its_mode(model, dev):
     for mode in (True, False):
         model.train(mode)

@@ -1,0 +1,137 @@
+"""The commands train.py and evaluate.py as a user types them: what they refuse, what they keep, what they write."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+SMALL = ["--max_seq_length", 64, "--from_scratch", "--lr", 1e-3]
+
+
+def snapshot(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def run(project, base):
+    """A finished run of 6 steps, as `python train.py` leaves it."""
+    project.run("train.py", "--model_select", base, *SMALL, "--max_steps", 6, "--run_name", "done")
+    return project.folder / "model" / "done"
+
+
+def test_the_run_folder_holds_what_the_readme_says(run):
+    assert {path.name for path in run.iterdir()} == {
+        "0_GPTSingleHead",
+        "last",
+        "tensorboard",
+        "hyperparams.json",
+        "ck_report.json",
+        "log.out",
+    }
+    report = json.loads((run / "ck_report.json").read_text())
+    assert report["saved_at_total_steps"] == 6
+    assert report["eval_scores_on_dev"]["perplexity"] < 9000
+    assert json.loads((run / "hyperparams.json").read_text())["lr"] == 1e-3
+    assert "Total params: " in (run / "log.out").read_text()
+    assert not [path for path in run.rglob("*") if path.suffix in (".bin", ".pt", ".pk", ".pkl")]
+
+
+def test_an_earlier_run_is_not_touched_unless_the_flag_says_so(project, run, base):
+    before = snapshot(run)
+    command = ["train.py", "--model_select", base, *SMALL, "--max_steps", 2, "--run_name", "done"]
+    message = project.fails(*command, stdin=subprocess.DEVNULL)
+    assert "--restore_training" in message
+    assert "--overwrite" in message
+    message = project.fails(*command, "--overwrite", "--precision", "fp16")  # found wrong only after the model is made
+    assert "fp16" in message
+    assert snapshot(run) == before
+
+
+def test_restoring_with_flags_that_change_the_data_order_is_refused(project, run, base):
+    before = snapshot(run / "last")
+    command = ["train.py", "--model_select", base, *SMALL, "--max_steps", 9, "--run_name", "done", "--restore_training"]
+    message = project.fails(*command, "--seed", 7, env=os.environ | {"TQDM_DISABLE": "1"}, log_lines=True)
+    assert "--seed 122" in message
+    assert snapshot(run / "last") == before
+
+
+def test_restoring_goes_on_to_a_later_end_and_a_damaged_state_is_named(project, run, base):
+    command = ["train.py", "--model_select", base, *SMALL, "--run_name", "done", "--restore_training"]
+    done = project.run(*command, "--max_steps", 8)
+    assert "going on after step 6" in done.stderr
+    assert json.loads((run / "last" / "state.json").read_text())["progress"]["run"]["step"] == 8
+    optimizer = run / "last" / "optimizer.safetensors"
+    optimizer.write_bytes(optimizer.read_bytes()[:1000])
+    message = project.fails(*command, "--max_steps", 9, log_lines=True)
+    assert "last" in message
+    assert "damaged" in message
+
+
+BAD_FLAGS = {
+    "--lr 0": "--lr",
+    "--max_steps -1": "--max_steps",
+    "--warmup_ratio 2": "--warmup_ratio",
+    "--per_gpu_train_batch_size 0": "--per_gpu_train_batch_size",
+    "--scheduler sometimes": "warmuplinear",
+    "--precision fp16 --fp16 --seed x": "--seed",
+    "--precision bf16 --fp16": "contradict",
+    "--restore_training --overwrite": "--overwrite",
+    "--learning_rate 1": "--learning_rate",
+    "--dataset_name none": "dataset/convert.py --dataset_name none",
+    "--visiable_device first": "GPU numbers",
+}
+
+
+@pytest.mark.parametrize("flags", BAD_FLAGS)
+def test_bad_flags_of_train(project, flags):
+    assert BAD_FLAGS[flags] in project.fails("train.py", "--run_name", "bad", *flags.split())
+    assert not (project.folder / "model" / "bad").exists()
+
+
+def test_both_spellings_of_the_reference_flag(project):
+    for spelling in ("--visiable_device", "--visible_device"):
+        assert "'x'" in project.fails("train.py", spelling, "0", "--seed", "x")
+
+
+def test_a_hub_that_does_not_answer_is_said_soon_and_in_one_line(project):
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts, and never says a word
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        environment = os.environ | {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": endpoint, "HF_HOME": str(project.folder)}
+        code = "import hub; hub.find_pretrained('distilgpt2')"
+        script = f"from common import run_command\nrun_command(lambda: exec({code!r}))"
+        # The library alone would go on trying for minutes.
+        done = project.run("-c", script, check=False, env=environment, timeout=60)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert "tiny" in done.stderr
+    assert endpoint in done.stderr
+
+
+def test_bad_input_of_evaluate(project, tmp_path):
+    assert "no such dataset" in project.fails("evaluate.py", "--dataset_name", "none")
+    assert "no such file" in project.fails("evaluate.py", "--file_path", tmp_path / "none.jsonl")
+    (tmp_path / "torn.jsonl").write_text('{"token_ids": [1, 2], "label": "Python"}\n{"token_ids": [1, 2')
+    assert "torn.jsonl:2" in project.fails(
+        "evaluate.py", "--file_path", tmp_path / "torn.jsonl", "--model_path", "tiny"
+    )
+    message = project.fails("evaluate.py", "--model_path", tmp_path / "none")
+    assert "no such folder" in message
+    assert "tiny" in message
+
+
+@pytest.mark.parametrize("command", ["train.py", "evaluate.py", "dataset/convert.py", "interact.py", "analysis.py"])
+def test_help_needs_neither_torch_nor_transformers(project, command):
+    script = (
+        "import runpy, sys, os\n"
+        f"sys.path.insert(0, os.path.dirname({command!r})) if '/' in {command!r} else sys.path.insert(0, '.')\n"
+        f"sys.argv = [{command!r}, '-h']\n"
+        "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "except SystemExit as end: assert not end.code\n"
+        "assert not {'torch', 'transformers', 'matplotlib'} & sys.modules.keys()"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=project.folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "python " + command in done.stdout
