@@ -1,11 +1,11 @@
 """The state of a training run on disk: written whole or not at all, restored bit for bit, no pickle."""
 
 import json
-import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -25,16 +25,31 @@ def save_checkpoint(
 ) -> None:
     """Replace `folder` by one that holds everything an exact restart needs.
 
+    Random generators are not among it: schedule.seed_step makes their state a function of the step.
+
     Args:
-        folder: `<run folder>/last`; holds a saved model, optimizer.safetensors, rng.safetensors and state.json.
+        folder: `<run folder>/last`; holds a saved model, optimizer.safetensors and state.json.
         progress: JSON values that tell how far the run is, with the flags it was started with.
+    Raises:
+        InputError: the disk is full or may not be written to; what was saved before is kept.
     """
-    with replace_folder(folder) as new:
+    with replace_folder(folder) as new, one_line_when_full(folder):
         model.save(new)
         save_file(_optimizer_tensors(model, optimizer), new / "optimizer.safetensors")
-        save_file(_rng_tensors(), new / "rng.safetensors")
-        state = {"progress": progress, "scaler": scaler.state_dict(), "python_rng": random.getstate()}
+        state = {"progress": progress, "scaler": scaler.state_dict()}
         (new / "state.json").write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def one_line_when_full(folder: Path) -> Iterator[None]:
+    """Turn a failure to write below `folder` into an InputError that says what is kept."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise InputError(
+            f"{folder}: cannot be written ({error}); what was saved before is kept; make room, then go on with "
+            "--restore_training"
+        ) from None
 
 
 def read_progress(folder: Path) -> dict | None:
@@ -55,7 +70,7 @@ def restore_checkpoint(
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
 ) -> None:
-    """Put optimizer, scaler and every random generator back; the weights come with `GPTSingleHead.load(folder)`.
+    """Put optimizer and scaler back; the weights come with `GPTSingleHead.load(folder)`.
 
     Raises:
         InputError: a state that cannot be read, or one of another model.
@@ -63,20 +78,12 @@ def restore_checkpoint(
     state = _read_state(folder)
     try:
         optimizer_tensors = load_file(folder / "optimizer.safetensors")
-        rng = load_file(folder / "rng.safetensors")
         for name, parameter in model.named_parameters():
             keys = [key for key in optimizer_tensors if key.rpartition("/")[0] == name]
             for key in keys:
                 device = parameter.device
                 optimizer.state[parameter][key.rpartition("/")[2]] = optimizer_tensors[key].to(device)
         scaler.load_state_dict(state["scaler"])
-        version, internal, gauss = state["python_rng"]
-        random.setstate((version, tuple(internal), gauss))
-        np.random.set_state(("MT19937", rng["numpy_keys"].numpy(), int(rng["numpy_position"]), 0, 0.0))
-        torch.set_rng_state(rng["torch"])
-        for index in range(torch.cuda.device_count()):
-            if f"cuda_{index}" in rng:
-                torch.cuda.set_rng_state(rng[f"cuda_{index}"], index)
     except (OSError, SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
         raise InputError(f"{folder}: the saved state is damaged ({error}); {_REMEDY}") from None
 
@@ -97,15 +104,3 @@ def _optimizer_tensors(model: "GPTSingleHead", optimizer: torch.optim.Optimizer)
         for name, parameter in model.named_parameters()
         for key, value in optimizer.state[parameter].items()
     }
-
-
-def _rng_tensors() -> dict[str, torch.Tensor]:
-    _, keys, position, _, _ = np.random.get_state()
-    tensors = {
-        "torch": torch.get_rng_state(),
-        "numpy_keys": torch.from_numpy(keys.copy()),
-        "numpy_position": torch.tensor(position),
-    }
-    for index in range(torch.cuda.device_count()):
-        tensors[f"cuda_{index}"] = torch.cuda.get_rng_state(index)
-    return tensors

@@ -38,6 +38,7 @@ class TrainConfig:
     dev_batch_size: int = flag(8, "sequences per forward pass in evaluation; the result does not depend on it")
     dev_windows: int = flag(0, "evaluate on that many windows of dev, always the same ones; 0: all")
     early_stop: int = flag(20, "end after this many evaluations without a better dev score")
+    save_steps: int = flag(0, "optimizer steps between two saved states; 0: at every evaluation alone")
     logging_steps: int = flag(10, "optimizer steps between two entries of the training loss")
 
     precision: str = flag("auto", "auto: bf16 or fp16 where the hardware is fast at it", choices=PRECISIONS)
@@ -65,6 +66,7 @@ class TrainConfig:
             "max_seq_length": 2,
             "max_steps": 0,
             "dev_windows": 0,
+            "save_steps": 0,
             "weight_decay": 0,
             "seed": 0,
             **dict.fromkeys([*positive.split(), "early_stop", "logging_steps", "n_gpu"], 1),

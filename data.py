@@ -146,6 +146,10 @@ class TokenBatches:
     def __len__(self) -> int:
         return len(self.lengths)
 
+    def count_targets(self, rows: Tensor) -> Tensor:
+        """Targets in rows of any shape, on the device: every token of a row but its first; -1 has none."""
+        return (torch.where(rows >= 0, self.lengths[rows], 1) - 1).sum()
+
     def gather(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Token ids and labels [B, L] int64 of the rows [B] (on the device); labels are IGNORED on padding.
 

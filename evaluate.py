@@ -66,20 +66,24 @@ class SingleCLMEvaluator:
 
         from data import TokenBatches, pad_id
         from model import autocast, choose_dtype, token_nats
+        from parallel import all_sum, rank, world_size
 
         device = model.device
         dtype = choose_dtype(self.precision, device)
         batches = TokenBatches(self.dataset, pad_id(model), device)
         rows = torch.randperm(len(batches), generator=torch.Generator().manual_seed(0))
         rows = rows[: self.windows or None].to(device)
+        positions = len(rows) * (self.dataset.max_seq_length - 1)
         # Longest first: a batch is as wide as its first row, so that next to no padding is computed.
         lengths, order = torch.sort(batches.lengths[rows], descending=True, stable=True)
+        own = slice(rank(), None, world_size())
+        lengths, rows = lengths[own], rows[order][own]
         widths = lengths[:: self.batch_size].tolist()
         bytes_of = token_bytes(model).to(device)
         sums = torch.zeros(5, dtype=torch.float64, device=device)
         was_training = model.training
         model.eval()
-        for batch_rows, width in zip(rows[order].split(self.batch_size), widths, strict=True):
+        for batch_rows, width in zip(rows.split(self.batch_size), widths, strict=True):
             ids, labels = batches.gather(batch_rows)
             ids, labels = ids[:, :width], labels[:, :width]
             with torch.inference_mode(), autocast(device, dtype):
@@ -90,8 +94,7 @@ class SingleCLMEvaluator:
             for i, values in enumerate((nats, targets >= 0, nats * (target_bytes > 0), target_bytes, hits)):
                 sums[i] += values.sum(dtype=torch.float64)
         model.train(was_training)
-        positions = len(rows) * (self.dataset.max_seq_length - 1)
-        return _results(*sums.tolist(), positions)
+        return _results(*all_sum(sums).tolist(), positions)
 
 
 def _results(

@@ -19,6 +19,7 @@ class Metrics:
         wandb_project: None for no W&B. Without a key W&B runs offline; it never asks for a login.
         wandb_id: the W&B run to go on with.
         config: recorded with the W&B run.
+        enabled: False in processes that write nothing.
     """
 
     def __init__(
@@ -28,9 +29,12 @@ class Metrics:
         wandb_project: str | None = None,
         wandb_id: str | None = None,
         config: dict | None = None,
+        enabled: bool = True,
     ):
+        self._tensorboard = self._wandb = None
+        if not enabled:
+            return
         self._tensorboard = SummaryWriter(str(run_folder / "tensorboard"), purge_step=first_step)
-        self._wandb = None
         if wandb_project is not None:
             self._wandb = _start_wandb(run_folder, wandb_project, wandb_id, config)
 
@@ -39,16 +43,23 @@ class Metrics:
         return self._wandb.id if self._wandb else None
 
     def log(self, values: dict[str, float], step: int) -> None:
-        for name, value in values.items():
-            self._tensorboard.add_scalar(name, value, step)
+        if self._tensorboard:
+            for name, value in values.items():
+                self._tensorboard.add_scalar(name, value, step)
         if self._wandb:
-            self._wandb.log(values, step=step)
+            try:
+                self._wandb.log(values, step=step)
+            except Exception as error:  # whatever W&B raises, the run is worth more than its tracking
+                logger.warning("W&B: %s; tracking ends here, TensorBoard and the run go on", error)
+                self._wandb = None
 
     def flush(self) -> None:
-        self._tensorboard.flush()
+        if self._tensorboard:
+            self._tensorboard.flush()
 
     def close(self) -> None:
-        self._tensorboard.close()
+        if self._tensorboard:
+            self._tensorboard.close()
         if self._wandb:
             self._wandb.finish()
 

@@ -187,17 +187,20 @@ def token_nats(logits: Tensor, labels: Tensor) -> Tensor:
     return nats.view_as(targets)
 
 
-def choose_device(index: int = 0) -> torch.device:
-    """The GPU of that number if there is any GPU, else the CPU.
+class SummedLoss(nn.Module):
+    """Summed loss of a micro-batch ids, labels [B, T]: scalar, float32, in nats. What is compiled and distributed."""
 
-    Raises:
-        InputError: there are GPUs, but none of that number.
-    """
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    if index >= torch.cuda.device_count():
-        raise InputError(f"GPU {index}: this machine has GPUs 0 to {torch.cuda.device_count() - 1}; choose one of them")
-    return torch.device("cuda", index)
+    def __init__(self, model: GPTSingleHead):
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids: Tensor, labels: Tensor) -> Tensor:
+        return token_nats(self.model.logits(ids), labels).sum()
+
+
+def choose_device() -> torch.device:
+    """The first GPU if there is any, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def choose_dtype(precision: str, device: torch.device) -> torch.dtype:

@@ -6,7 +6,9 @@ python train.py --restore_training                                            (g
 """
 
 import logging
+import shlex
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -25,17 +27,15 @@ def main() -> None:
 
     import torch
 
+    import parallel
     from data import SrcCodeDataset
     from evaluate import SingleCLMEvaluator
     from hub import SPECIAL_WORDS
-    from model import GPTSingleHead, choose_device
+    from model import GPTSingleHead
     from trainer import ModelTrainer
 
-    logging.basicConfig(format="%(message)s", level=logging.INFO)
-    if config.n_gpu > 1:
-        raise InputError(f"--n_gpu {config.n_gpu}: training on several GPUs is not there yet; use --n_gpu 1")
-    device = choose_device(_first_gpu(config.visiable_device))
-
+    device = parallel.start(config.n_gpu, config.visiable_device)
+    logging.basicConfig(format="%(message)s", level=logging.INFO if parallel.is_main() else logging.ERROR)
     torch.manual_seed(config.seed)  # for the rows of new words, and all weights from scratch
     last = run_folder / "last"
     recover_folder(last)
@@ -46,18 +46,27 @@ def main() -> None:
             logger.info("%s: no saved state, so the run starts from its first step", last)
         model = GPTSingleHead(config.model_select, config.max_seq_length, from_scratch=config.from_scratch)
         model.add_special_words(SPECIAL_WORDS)
-    cache = ROOT / ".cache" / config.run_name
-    train_dataset = SrcCodeDataset(train_file, model, cache / "train")
-    dev_dataset = SrcCodeDataset(dev_file, model, cache / "dev")
+    with parallel.main_first():  # which packs the datasets
+        cache = ROOT / ".cache" / config.run_name
+        train_dataset = SrcCodeDataset(train_file, model, cache / "train")
+        dev_dataset = SrcCodeDataset(dev_file, model, cache / "dev")
     dev_evaluator = SingleCLMEvaluator(
         batch_size=config.dev_batch_size, precision=config.precision, windows=config.dev_windows
     )
     model.to(device)
     model_trainer = ModelTrainer(model, train_dataset, dev_dataset, dev_evaluator, config, run_folder)
-    if overwrite:  # only now that nothing can be wrong with the new run's input
-        shutil.rmtree(run_folder)
-    _log_to_file(run_folder)
+    if parallel.is_main():
+        if overwrite:  # only now that nothing can be wrong with the new run's input
+            shutil.rmtree(run_folder)
+        _log_to_file(run_folder)
     model_trainer.train()
+    parallel.finish()
+    if model_trainer.stop.signal and parallel.is_main():
+        arguments = [a for a in sys.argv[1:] if a not in ("--overwrite", "--restore_training")]
+        command = shlex.join(["python", "train.py", *arguments, "--restore_training"])
+        print(f"stopped after step {model_trainer.progress.step}; go on with: {command}")
+    if model_trainer.stop.signal == signal.SIGINT:
+        sys.exit(130)
 
 
 def _may_overwrite(run_folder: Path, overwrite: bool) -> bool:
@@ -74,13 +83,6 @@ def _may_overwrite(run_folder: Path, overwrite: bool) -> bool:
         f"{run_folder}: holds an earlier run; go on with it (--restore_training), delete it (--overwrite) "
         "or choose another --run_name"
     )
-
-
-def _first_gpu(visible_device: str) -> int:
-    try:
-        return int(visible_device.split(",")[0])
-    except ValueError:
-        raise InputError(f"--visiable_device {visible_device}: give GPU numbers, as in 0 or 0,1") from None
 
 
 def _log_to_file(run_folder: Path) -> None:

@@ -3,25 +3,27 @@
 import json
 import logging
 import math
-import random
 import shutil
 import time
-from dataclasses import asdict, dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
-from checkpoint import read_progress, restore_checkpoint, save_checkpoint
+from checkpoint import one_line_when_full, read_progress, restore_checkpoint, save_checkpoint
 from common import InputError, atomic_write, replace_folder
 from config import TrainConfig
 from data import SrcCodeDataset, TokenBatches, pad_id
 from evaluate import SingleCLMEvaluator
 from metrics import Metrics
-from model import IGNORED, GPTSingleHead, autocast, choose_dtype, token_nats
+from model import GPTSingleHead, SummedLoss, autocast, choose_dtype
+from parallel import StopSignal, all_sum, is_main, rank, world_size
+from schedule import epoch_order, lr_factor, seed_step
 
 logger = logging.getLogger(__name__)
 
@@ -45,41 +47,14 @@ class Progress:
     epoch: int = 0
     epoch_step: int = 0  # optimizer steps done in this epoch
     tokens_seen: int = 0  # unpadded targets trained on
-    epoch_nats: float = 0.0  # summed over this epoch's targets
-    epoch_tokens: int = 0
+    tokens_before_epoch: int = 0
+    # Nats and targets of this epoch, and since the last entry in the log.
+    sums: list[float] = field(default_factory=lambda: [0.0] * 4)
     best_score: float = -math.inf  # minus the dev perplexity (or loss) of the best model
     best_step: int = 0
     early_stop_count: int = 0  # evaluations since then
     skipped_steps: int = 0  # steps whose loss or gradient was not finite
     wandb_id: str | None = None
-
-
-def lr_factor(scheduler: str, step: int, warmup_steps: int, total_steps: int) -> float:
-    """Share of the peak learning rate at optimizer step `step`, counted from 0.
-
-    The reference takes these five from transformers.optimization, whose hard restarts have one cycle by default,
-    which makes them the cosine.
-    """
-    if scheduler == "constantlr":
-        return 1.0
-    if step < warmup_steps:
-        return step / warmup_steps
-    if scheduler == "warmupconstant":
-        return 1.0
-    left = max(0.0, (total_steps - step) / max(1, total_steps - warmup_steps))
-    if scheduler == "warmuplinear":
-        return left
-    return 0.5 * (1.0 + math.cos(math.pi * (1.0 - left)))
-
-
-def epoch_order(rows: int, epoch: int, config: TrainConfig) -> Tensor:
-    """Row numbers [steps, accumulation_steps, batch] of one epoch: each row once, -1 where the last step has none."""
-    generator = torch.Generator().manual_seed(config.seed + 1_000_003 * epoch)
-    shape = (config.accumulation_steps, config.per_gpu_train_batch_size)
-    steps = math.ceil(rows / math.prod(shape))
-    order = torch.full((steps * math.prod(shape),), -1)
-    order[:rows] = torch.randperm(rows, generator=generator)
-    return order.view(steps, *shape)
 
 
 def parameter_groups(model: GPTSingleHead, weight_decay: float) -> list[dict]:
@@ -120,7 +95,8 @@ class ModelTrainer:
         self.device = model.device
         self.dtype = choose_dtype(config.precision, self.device)
         self.batches = TokenBatches(train_dataset, pad_id(model), self.device)
-        self.steps_per_epoch = len(epoch_order(len(self.batches), 0, config))
+        self.batch = config.per_gpu_train_batch_size * config.accumulation_steps * world_size()
+        self.steps_per_epoch = math.ceil(len(self.batches) / self.batch)
         self.total_steps = config.num_epochs_train * self.steps_per_epoch
         if config.max_steps:
             self.total_steps = min(self.total_steps, config.max_steps)
@@ -130,22 +106,34 @@ class ModelTrainer:
         )
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         self.progress = Progress()
+        self.stop = StopSignal()
 
-    def train(self) -> dict:
-        """Run to the end of the last epoch, to max_steps or to the early stop.
+    def train(self) -> dict | None:
+        """Run to the end of the last epoch, to max_steps, to the early stop, or to a SIGINT or SIGTERM.
 
         Returns:
-            the run's report, as ck_report.json: where the best model was found and its scores.
+            the run's report, as ck_report.json: where the best model was found and its scores; None if no evaluation
+            was reached.
         Raises:
-            InputError: the earlier run cannot be continued with these flags, or the loss stays non-finite.
+            InputError: the earlier run cannot be continued with these flags, the loss stays non-finite, or memory or
+                the disk is full.
         """
         self._begin()
-        try:
-            with tqdm(total=self.total_steps, initial=self.progress.step, desc="training", dynamic_ncols=True) as bar:
-                while self.progress.step < self.total_steps and not self._stopped_early():
+        bar = tqdm(
+            total=self.total_steps,
+            initial=self.progress.step,
+            desc="training",
+            dynamic_ncols=True,
+            disable=None if is_main() else True,
+        )
+        with self.stop, bar:
+            try:
+                while self.progress.step < self.total_steps and not self._stopped_early() and not self.stop.signal:
                     self._train_epoch(bar)
-        finally:
-            self.metrics.close()
+            except torch.OutOfMemoryError:
+                raise InputError(self._memory_advice()) from None
+            finally:
+                self.metrics.close()
         return self._report()
 
     def _begin(self) -> None:
@@ -155,103 +143,93 @@ class ModelTrainer:
             self.progress = Progress(**saved["run"])
             restore_checkpoint(last, self.model, self.optimizer, self.scaler)
             logger.info("going on after step %d of %s", self.progress.step, last)
-        else:
-            for seed in (random.seed, np.random.seed, torch.manual_seed):
-                seed(self.config.seed)
-            self.run_folder.mkdir(parents=True, exist_ok=True)
-        with atomic_write(self.run_folder / "hyperparams.json") as file:
-            json.dump(asdict(self.config), file, indent=2)
+        if is_main():
+            with atomic_write(self.run_folder / "hyperparams.json") as file:
+                json.dump(asdict(self.config), file, indent=2)
         self.metrics = Metrics(
             self.run_folder,
             first_step=self.progress.step + 1,
             wandb_project=self.config.wandb_project_name if self.config.with_wandb else None,
             wandb_id=self.progress.wandb_id,
             config=asdict(self.config),
+            enabled=is_main(),
         )
         self.progress.wandb_id = self.metrics.wandb_id
-        # Sums over training steps stay on the device, where adding to them waits for nothing.
-        self._epoch_sums = torch.tensor([self.progress.epoch_nats, self.progress.epoch_tokens], dtype=torch.float64)
-        self._epoch_sums = self._epoch_sums.to(self.device)
-        self._recent_sums = torch.zeros_like(self._epoch_sums)
+        # Sums over steps stay on the device, where adding to them waits for nothing; each process has its share.
+        sums = self.progress.sums if is_main() else [0.0] * 4
+        self._sums = torch.tensor(sums, dtype=torch.float64, device=self.device)
         self._bad_steps = torch.zeros(2, dtype=torch.int64, device=self.device)  # in a row, and since the last reading
-        self._clock = time.perf_counter()
-        self._nats = self._compiled() if self._worth_compiling() else self._eager_nats
+        self._clock, self._clock_tokens = time.perf_counter(), self.progress.tokens_seen
+        self._prepare_step()
         self._log_settings()
 
-    def _check_flags(self, saved: dict) -> None:
-        now = asdict(self.config)
-        for name in ORDER_FLAGS:
-            if saved[name] != now[name]:
-                raise InputError(
-                    f"{self.run_folder}: was started with --{name} {saved[name]}, not {now[name]}; "
-                    "go on with the same value, or start anew under another --run_name"
-                )
-
-    def _log_settings(self) -> None:
-        parameters = list(self.model.parameters())
-        trainable = sum(p.numel() for p in parameters if p.requires_grad)
-        total = sum(p.numel() for p in parameters)
-        logger.info("  Total params: %d", total)
-        logger.info("  Trainable params: %d", trainable)
-        logger.info("  Non-trainable params: %d", total - trainable)
-        logger.info("  Device: %s, %s", self.device, str(self.dtype).removeprefix("torch."))
-        logger.info("  Num of training examples = %d", len(self.batches))
-        logger.info("  Num of development examples = %d", len(self.dev_evaluator.dataset))
-        logger.info("  Steps per epoch = %d, epochs = %d", self.steps_per_epoch, self.config.num_epochs_train)
-        logger.info("  Total optimization steps = %d, warm-up steps = %d", self.total_steps, self.warmup_steps)
-        logger.info("  Output path: %s", self.run_folder)
+    def _prepare_step(self) -> None:
+        """Set up the summed loss of a micro-batch, `self._nats(ids, labels)`: compiled and distributed as asked."""
+        self._nats = SummedLoss(self.model)
+        if self._worth_compiling():
+            logger.info("  compiling the model; the first step waits for it")
+            self._nats.compile(dynamic=False)
+        if world_size() > 1:
+            devices = [self.device] if self.device.type == "cuda" else None
+            self._nats = DistributedDataParallel(self._nats, device_ids=devices, gradient_as_bucket_view=True)
 
     def _worth_compiling(self) -> bool:
-        """Compilation takes one to two minutes on two CPU cores, and needs a C++ compiler there."""
+        """Compilation takes about a minute on two CPU cores, and needs a C++ compiler there."""
         if self.config.compile != "auto":
             return self.config.compile == "on"
         has_compiler = self.device.type == "cuda" or any(map(shutil.which, ("c++", "g++", "clang++")))
         return has_compiler and self.total_steps - self.progress.step >= 1000
 
-    def _compiled(self):
-        logger.info("  compiling the model; the first step waits for it")
-        return torch.compile(self._eager_nats, dynamic=False)
-
-    def _eager_nats(self, ids: Tensor, labels: Tensor) -> Tensor:
-        """Summed loss of a micro-batch ids, labels [B, T]: scalar, float32, in nats."""
-        return token_nats(self.model.logits(ids), labels).sum()
-
     def _train_epoch(self, bar: tqdm) -> None:
         """Train from the run's place in its epoch to the end of that epoch, or of the run."""
         config, progress = self.config, self.progress
-        order = epoch_order(len(self.batches), progress.epoch, config).to(self.device)
+        shape = (config.accumulation_steps, world_size(), config.per_gpu_train_batch_size)
+        order = epoch_order(len(self.batches), progress.epoch, config.seed, shape).to(self.device)
         self.model.train()
         for step_rows in order[progress.epoch_step :]:
             lr = config.lr * lr_factor(config.scheduler, progress.step, self.warmup_steps, self.total_steps)
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
-            grad_norm = self._train_step(step_rows)
+            seed_step(config.seed, progress.step, rank())
+            left = len(self.batches) - progress.epoch_step * self.batch  # an epoch's last step may be smaller
+            grad_norm = self._train_step(step_rows[: math.ceil(left / (self.batch // config.accumulation_steps))])
             progress.step += 1
             progress.epoch_step += 1
             bar.update()
             is_last = progress.step == self.total_steps
-            if progress.step % config.logging_steps == 0 or is_last:
+            is_read = progress.step % config.logging_steps == 0
+            if is_read or is_last:
                 self._log_training(bar, lr, grad_norm)
             if progress.step % config.evaluation_steps == 0 or is_last:
                 self._evaluate()
-                if is_last or self._stopped_early():
-                    return
+            elif config.save_steps and progress.step % config.save_steps == 0:
+                self._save_state()
+            if is_last or self._stopped_early():
+                return
+            if self.stop.agreed(may_wait=is_read):
+                self._save_state()
+                return
+        self._read_sums()
+        progress.tokens_before_epoch = progress.tokens_seen
         progress.epoch += 1
         progress.epoch_step = 0
-        self._epoch_sums.zero_()
+        self._sums[:2] = 0
 
     def _train_step(self, step_rows: Tensor) -> Tensor:
-        """One optimizer step over the rows [accumulation_steps, B]; returns the gradient's norm, on the device.
+        """One optimizer step over the rows [micro-batches, processes, B]; returns the gradient's norm.
 
-        The loss is the mean over all targets of the step, however they fall into micro-batches.
+        The loss is the mean over all targets of the step, however they fall into micro-batches and processes. Nothing
+        here waits for the device.
         """
-        micro_batches = [self.batches.gather(rows) for rows in step_rows if rows[0] >= 0]
-        targets = sum((labels[:, 1:] != IGNORED).sum() for _, labels in micro_batches)
+        targets = self.batches.count_targets(step_rows)
         step_nats = torch.zeros((), device=self.device)
-        for ids, labels in micro_batches:
-            with autocast(self.device, self.dtype):
-                nats = self._nats(ids, labels)
-            self.scaler.scale(nats / targets).backward()
+        for i, rows in enumerate(step_rows):
+            ids, labels = self.batches.gather(rows[rank()])
+            with self._gradients_shared(i == len(step_rows) - 1):
+                with autocast(self.device, self.dtype):
+                    nats = self._nats(ids, labels)
+                # DistributedDataParallel takes the mean over processes, where the sum is wanted.
+                self.scaler.scale(nats * (world_size() / targets)).backward()
             step_nats += nats.detach()
         self.scaler.unscale_(self.optimizer)
         grad_norm = clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
@@ -262,20 +240,21 @@ class ModelTrainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad()
-        counted = torch.stack((step_nats, targets)).double().masked_fill(bad, 0)
-        self._epoch_sums += counted
-        self._recent_sums += counted
+        own_targets = self.batches.count_targets(step_rows[:, rank()])
+        self._sums += torch.stack((step_nats, own_targets)).double().masked_fill(bad, 0).repeat(2)
         self._bad_steps[0] = (self._bad_steps[0] + 1) * bad
         self._bad_steps[1] += bad
         return grad_norm
 
+    def _gradients_shared(self, is_last: bool) -> AbstractContextManager:
+        """Gradients cross the network once an optimizer step, with its last micro-batch."""
+        return nullcontext() if is_last or world_size() == 1 else self._nats.no_sync()
+
     def _read_sums(self) -> None:
         """Bring the device's sums into `progress`: the one place where training waits for the device."""
         progress = self.progress
-        tokens_before = progress.epoch_tokens
-        progress.epoch_nats, tokens = self._epoch_sums.tolist()
-        progress.epoch_tokens = int(tokens)
-        progress.tokens_seen += progress.epoch_tokens - tokens_before
+        progress.sums = all_sum(self._sums).tolist()
+        progress.tokens_seen = progress.tokens_before_epoch + int(progress.sums[1])
         in_a_row, since = self._bad_steps.tolist()
         progress.skipped_steps += since
         self._bad_steps[1] = 0
@@ -287,18 +266,21 @@ class ModelTrainer:
 
     def _log_training(self, bar: tqdm, lr: float, grad_norm: Tensor) -> None:
         self._read_sums()
-        recent_nats, recent_tokens = self._recent_sums.tolist()
-        self._recent_sums.zero_()
+        progress = self.progress
+        epoch_nats, epoch_tokens, recent_nats, recent_tokens = progress.sums
+        self._sums[2:] = 0
         seconds, self._clock = time.perf_counter() - self._clock, time.perf_counter()
+        tokens, self._clock_tokens = progress.tokens_seen - self._clock_tokens, progress.tokens_seen
         values = {
-            "loss_train": self.progress.epoch_nats / max(self.progress.epoch_tokens, 1),
+            "loss_train": epoch_nats / max(epoch_tokens, 1),
             "loss_train_recent": recent_nats / max(recent_tokens, 1),
             "lr": lr,
             "grad_norm": grad_norm.item(),
-            "tokens_per_second": recent_tokens / seconds,
-            "tokens_seen": self.progress.tokens_seen,
+            "tokens_per_second": tokens / seconds,
+            "tokens_seen": progress.tokens_seen,
+            "skipped_steps": progress.skipped_steps,
         }
-        self.metrics.log(values, self.progress.step)
+        self.metrics.log(values, progress.step)
         bar.set_postfix_str(f"loss {values['loss_train_recent']:.3f}, {values['tokens_per_second']:,.0f} tokens/s")
 
     def _evaluate(self) -> None:
@@ -322,17 +304,19 @@ class ModelTrainer:
         logger.info("  Early stop count = %d/%d", progress.early_stop_count, self.config.early_stop)
         logger.info("  Best score (%s) = %s", evaluator.early_stop_on, progress.best_score)
         logger.info("  dev_loss = %.6f || dev_eval_scores = %s", scores["loss"], scores)
-        logger.info("  train_loss = %s", progress.epoch_nats / max(progress.epoch_tokens, 1))
+        logger.info("  train_loss = %s", progress.sums[0] / max(progress.sums[1], 1))
         self._save_state()
         self._clock += time.perf_counter() - started  # tokens_per_second is of training alone
 
     def _save_best(self, scores: dict[str, float]) -> None:
-        with replace_folder(self.run_folder / "0_GPTSingleHead") as folder:
+        if not is_main():
+            return
+        with replace_folder(self.run_folder / "0_GPTSingleHead") as folder, one_line_when_full(folder):
             self.model.save(folder)
         report = {
             "training_examples": len(self.batches),
             "evaluation_steps": self.config.evaluation_steps,
-            "train_batch_size": self.config.per_gpu_train_batch_size,
+            "train_batch_size": self.batch,
             "epoch": self.progress.epoch + 1,
             "total_epochs": self.config.num_epochs_train,
             "steps": self.progress.epoch_step,
@@ -345,17 +329,56 @@ class ModelTrainer:
             json.dump(report, file, indent=2)
 
     def _save_state(self) -> None:
+        self._read_sums()
+        if not is_main():
+            return
         self.metrics.flush()  # so that no event up to this step can be missing after a restart
-        progress = {"run": asdict(self.progress), "flags": asdict(self.config)}
+        progress = {"run": asdict(self.progress), "flags": asdict(self.config) | {"batch": self.batch}}
         save_checkpoint(self.run_folder / "last", self.model, self.optimizer, self.scaler, progress)
+
+    def _check_flags(self, saved: dict) -> None:
+        now = asdict(self.config) | {"batch": self.batch}
+        for name in ORDER_FLAGS:
+            if saved[name] != now[name]:
+                what = "a batch (per GPU x accumulation_steps x GPUs) of" if name == "batch" else f"--{name}"
+                raise InputError(
+                    f"{self.run_folder}: was started with {what} {saved[name]}, not {now[name]}; "
+                    "go on with the same value, or start anew under another --run_name"
+                )
 
     def _stopped_early(self) -> bool:
         return self.progress.early_stop_count >= self.config.early_stop
 
-    def _report(self) -> dict:
+    def _log_settings(self) -> None:
+        parameters = list(self.model.parameters())
+        trainable = sum(p.numel() for p in parameters if p.requires_grad)
+        total = sum(p.numel() for p in parameters)
+        logger.info("  Total params: %d", total)
+        logger.info("  Trainable params: %d", trainable)
+        logger.info("  Non-trainable params: %d", total - trainable)
+        logger.info("  Device: %s, %s", self.device, str(self.dtype).removeprefix("torch."))
+        logger.info("  Num of training examples = %d", len(self.batches))
+        logger.info("  Num of development examples = %d", len(self.dev_evaluator.dataset))
+        logger.info("  Steps per epoch = %d, epochs = %d", self.steps_per_epoch, self.config.num_epochs_train)
+        logger.info("  Batch = %d windows on %d processes", self.batch, world_size())
+        logger.info("  Total optimization steps = %d, warm-up steps = %d", self.total_steps, self.warmup_steps)
+        logger.info("  Output path: %s", self.run_folder)
+
+    def _memory_advice(self) -> str:
+        peak = torch.cuda.max_memory_allocated(self.device) / 2**30
+        return (
+            f"{self.device}: out of memory (peak {peak:.1f} GiB); lower --per_gpu_train_batch_size and raise "
+            "--accumulation_steps as much, or lower --dev_batch_size or --max_seq_length; what was saved is kept, "
+            "--restore_training goes on"
+        )
+
+    def _report(self) -> dict | None:
         if self._stopped_early():
             logger.info("stopped early: %d evaluations without a better dev score", self.progress.early_stop_count)
-        report = json.loads((self.run_folder / "ck_report.json").read_text(encoding="utf-8"))
+        file = self.run_folder / "ck_report.json"
+        if not is_main() or not file.is_file():
+            return None
+        report = json.loads(file.read_text(encoding="utf-8"))
         best = report["eval_scores_on_dev"]
         logger.info(
             "best model: dev perplexity %.4f at step %d, in %s",

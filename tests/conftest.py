@@ -45,6 +45,17 @@ class Project:
         return lines[-1]
 
 
+def scalars(run_folder):
+    """name -> {step: value} of a run's TensorBoard files."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run_folder / "tensorboard"), size_guidance={"scalars": 0}).Reload()
+    curves = {name: [(event.step, event.value) for event in events.Scalars(name)] for name in events.Tags()["scalars"]}
+    for name, curve in curves.items():
+        assert len(dict(curve)) == len(curve), f"{name} has a step twice"
+    return {name: dict(curve) for name, curve in curves.items()}
+
+
 @pytest.fixture(scope="session")
 def project(tmp_path_factory) -> Project:
     folder = tmp_path_factory.mktemp("project")

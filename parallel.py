@@ -1,0 +1,136 @@
+"""One process or many: which of them this is, and sums over all of them. With one process nothing is communicated."""
+
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from common import InputError
+
+logger = logging.getLogger(__name__)
+
+
+def start(n_gpu: int, visible_device: str) -> torch.device:
+    """Join the other processes if torchrun has started several; returns the device that this one trains on.
+
+    `n_gpu` above 1 without torchrun starts this program again under torchrun, once for each GPU.
+
+    Raises:
+        InputError: GPUs that this machine does not have.
+    """
+    try:
+        gpus = [int(gpu) for gpu in visible_device.split(",")]
+    except ValueError:
+        raise InputError(f"--visiable_device {visible_device}: give GPU numbers, as in 0 or 0,1") from None
+    under_torchrun = "LOCAL_RANK" in os.environ
+    if n_gpu > 1 and not under_torchrun:
+        _start_again_under_torchrun(n_gpu, gpus)
+    if not under_torchrun:
+        return _gpu(gpus[0]) if torch.cuda.is_available() else torch.device("cpu")
+    device = _gpu(int(os.environ["LOCAL_RANK"])) if torch.cuda.is_available() else torch.device("cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return device
+
+
+def _gpu(index: int) -> torch.device:
+    there = torch.cuda.device_count()
+    if not 0 <= index < there:
+        raise InputError(
+            f"GPU {index}: this machine has {there}, numbered from 0; choose others with --visiable_device"
+        )
+    return torch.device("cuda", index)
+
+
+def _start_again_under_torchrun(n_gpu: int, gpus: list[int]) -> None:
+    there = torch.cuda.device_count()
+    if n_gpu > there:
+        raise InputError(
+            f"--n_gpu {n_gpu}: this machine has {there}; use fewer, or for processes on the CPU "
+            f"`torchrun --nproc_per_node {n_gpu} train.py ...`"
+        )
+    if len(gpus) not in (1, n_gpu):
+        raise InputError(f"--n_gpu {n_gpu} and --visiable_device {','.join(map(str, gpus))}: name as many GPUs")
+    if len(gpus) == n_gpu:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n_gpu}"]
+    sys.stderr.flush()
+    os.execv(sys.executable, [sys.executable, *torchrun, *sys.argv])
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Whether this is the process that writes files and logs."""
+    return rank() == 0
+
+
+@contextmanager
+def main_first() -> Iterator[None]:
+    """The main process goes through the block before the others enter it."""
+    if not is_main():
+        dist.barrier()
+    yield
+    if is_main() and world_size() > 1:
+        dist.barrier()
+
+
+def all_sum(values: Tensor) -> Tensor:
+    """The sum of `values` over all processes, as a new tensor of the same shape."""
+    total = values.clone()
+    if world_size() > 1:
+        dist.all_reduce(total)
+    return total
+
+
+class StopSignal:
+    """Within its context, a SIGINT or SIGTERM is noted instead of ending the process; a second one ends it at once."""
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+        self._handlers_before: dict = {}
+
+    def __enter__(self) -> "StopSignal":
+        if threading.current_thread() is threading.main_thread():  # others may not set handlers
+            self._handlers_before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        for number, handler in self._handlers_before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _frame: object) -> None:
+        self.signal = signal.Signals(number)
+        signal.signal(number, self._handlers_before[number])
+        logger.warning("%s: saving after this step; once more to stop at once", self.signal.name)
+
+    def agreed(self, may_wait: bool) -> bool:
+        """Whether to stop. Several processes must stop together, and ask each other only where they `may_wait`."""
+        if world_size() > 1:
+            if not may_wait:
+                return False
+            backend_device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+            noted = all_sum(torch.tensor(int(self.signal is not None), device=backend_device)).item()
+            if noted and self.signal is None:
+                self.signal = signal.SIGTERM
+            return noted > 0
+        return self.signal is not None
+
+
+def finish() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,156 @@
+"""train.py as real processes: killed, interrupted, out of disk, and several at once."""
+
+import json
+import os
+import random
+import resource
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import scalars
+from safetensors.torch import load_file
+
+FLAGS = ["--max_steps", 40, "--evaluation_steps", 5, "--logging_steps", 2, "--max_seq_length", 64, "--lr", 1e-3]
+
+
+@pytest.fixture(scope="module")
+def with_dropout(project, base):
+    """A base model whose steps draw random numbers, which a restart has to get right."""
+    folder = project.folder / "with_dropout"
+    folder.mkdir()
+    for file in base.iterdir():
+        folder.joinpath(file.name).write_bytes(file.read_bytes())
+    config = json.loads((folder / "config.json").read_text()) | {"resid_pdrop": 0.1, "embd_pdrop": 0.1}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def train_command(base, run_name):
+    return ["train.py", "--model_select", base, "--from_scratch", "--run_name", run_name, *FLAGS]
+
+
+@pytest.fixture(scope="module")
+def whole(project, with_dropout):
+    """The run that nothing interrupted."""
+    project.run(*train_command(with_dropout, "whole"))
+    return project.folder / "model" / "whole"
+
+
+def start_and_wait(project, command, reports):
+    """A process in a group of its own, at its n-th evaluation report, which comes just before a state is saved."""
+    process = subprocess.Popen(
+        [sys.executable, "-u", *map(str, command)],
+        cwd=project.folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    for line in process.stderr:
+        reports -= "train_loss =" in line
+        if reports == 0:
+            break
+    return process
+
+
+def end(process, number, delay):
+    """Send a signal `delay` seconds from now; returns the exit status and what stood on stdout."""
+    try:
+        process.wait(delay)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, number)
+    output, _ = process.communicate(timeout=60)
+    return process.returncode, output
+
+
+def assert_same_run(expected_run, run, hint):
+    for file in ("last/model", "last/optimizer", "0_GPTSingleHead/model"):
+        expected, got = (load_file(folder / f"{file}.safetensors") for folder in (expected_run, run))
+        assert expected.keys() == got.keys()
+        assert all(torch.equal(expected[name], got[name]) for name in expected), (file, hint)
+    curves, expected_curves = scalars(run), scalars(expected_run)
+    for name in expected_curves.keys() - {"tokens_per_second"}:
+        assert curves[name] == expected_curves[name], (name, hint)
+    assert len(curves["loss_train"]) == 20
+    assert (run / "ck_report.json").read_text() == (expected_run / "ck_report.json").read_text()
+    assert not list(run.glob("*.new")) + list(run.glob("*.old"))
+
+
+def test_a_run_killed_again_and_again_ends_bit_for_bit_like_one_that_was_not(project, with_dropout, whole):
+    delays = [0.0, 0.02] + [random.uniform(0, 0.3) for _ in range(3)]
+    command = [*train_command(with_dropout, "torn"), "--restore_training"]
+    statuses = [end(start_and_wait(project, command, 1), signal.SIGKILL, delay)[0] for delay in delays]
+    assert statuses == [-signal.SIGKILL] * 5, delays
+    project.run(*command)
+    assert_same_run(whole, project.folder / "model" / "torn", delays)
+
+
+def test_sigterm_and_ctrl_c_save_and_print_the_command_that_goes_on(project, with_dropout, whole):
+    command = train_command(with_dropout, "interrupted")
+    for number, expected_status in ((signal.SIGTERM, 0), (signal.SIGINT, 130)):
+        process = start_and_wait(project, command, 2)
+        status, output = end(process, number, random.uniform(0, 0.05))
+        assert status == expected_status
+        said = output.splitlines()[-1]
+        assert said.startswith("stopped after step ")
+        command = shlex.split(said.partition(": ")[2])[1:]
+        assert "--restore_training" in command
+    project.run(*command)
+    assert_same_run(whole, project.folder / "model" / "interrupted", "")
+
+
+def test_a_full_disk_is_said_in_one_line_and_the_state_before_it_still_loads(project, with_dropout):
+    command = [*train_command(with_dropout, "full"), "--restore_training", "--max_steps"]
+    project.run(*command, 5)
+    last = project.folder / "model" / "full" / "last"
+    before = {file.name: file.read_bytes() for file in last.iterdir()}
+
+    def limit_file_size():  # writing beyond it fails, as on a full disk
+        resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
+
+    message = project.fails(*command, 10, preexec_fn=limit_file_size, log_lines=True)
+    assert "cannot be written" in message
+    assert "--restore_training" in message
+    assert {file.name: file.read_bytes() for file in last.iterdir()} == before
+    done = project.run(*command, 10)
+    assert "going on after step 5" in done.stderr
+
+
+def test_wandb_without_a_key_runs_offline_and_never_asks(project, with_dropout):
+    environment = {"PATH": "/usr/bin:/bin", "HOME": str(project.folder / "home"), "HF_HUB_OFFLINE": "1"}
+    command = [*train_command(with_dropout, "tracked"), "--with_wandb", "--max_steps", 3]
+    done = project.run(*command, env=environment, stdin=subprocess.DEVNULL)
+    assert "offline" in done.stderr
+    assert list((project.folder / "model" / "tracked").glob("wandb/offline-run-*/*.wandb"))
+
+
+def test_two_processes_killed_and_gone_on_by_one_learn_what_one_process_does(project, base):
+    flags = ["--precision", "fp32", "--max_steps", 20, "--logging_steps", 1]
+    one = [*train_command(base, "one"), *flags, "--per_gpu_train_batch_size", 4, "--accumulation_steps", 2]
+    project.run(*one)
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2]
+    two = [*torchrun, *train_command(base, "two"), *flags, "--per_gpu_train_batch_size", 2, "--accumulation_steps", 2]
+    process = start_and_wait(project, two, 3)
+    for worker in Path("/proc").glob("[0-9]*/cmdline"):  # torchrun's workers are in groups of their own
+        if b"--run_name\0two\0" in worker.read_bytes():
+            os.kill(int(worker.parent.name), signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    process.stderr.close()
+    state = json.loads((project.folder / "model" / "two" / "last" / "state.json").read_text())
+    assert 0 < state["progress"]["run"]["step"] < 20
+    project.run(*[*one, "--run_name", "two", "--restore_training"])
+    expected, got = (scalars(project.folder / "model" / name) for name in ("one", "two"))
+    for name in ("loss_train_recent", "loss_train", "grad_norm", "loss_dev", "eval_accuracy_dev", "tokens_seen"):
+        assert list(got[name]) == list(expected[name])
+        assert list(got[name].values()) == pytest.approx(list(expected[name].values()), abs=1e-5), name
+
+
+def test_more_gpus_than_there_are_is_refused(project):
+    message = project.fails("train.py", "--n_gpu", 2, "--run_name", "many")
+    assert "this machine has 0" in message
+    assert "torchrun" in message
