@@ -29,14 +29,8 @@ logger = logging.getLogger(__name__)
 
 MAX_BAD_STEPS = 10  # non-finite steps in a row after which a run cannot be trusted to recover
 # Flags that decide which windows a step sees: a run can only go on with the values it was started with.
-ORDER_FLAGS = (
-    "seed",
-    "per_gpu_train_batch_size",
-    "accumulation_steps",
-    "max_seq_length",
-    "dataset_name",
-    "model_select",
-)
+# "batch" is that of an optimizer step over all processes; how it is divided may change.
+ORDER_FLAGS = ("seed", "batch", "max_seq_length", "dataset_name", "model_select")
 
 
 @dataclass
