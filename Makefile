@@ -24,10 +24,10 @@ demo: $(INSTALLED) ## fine-tune the embedded model on Python's own library and c
 	$(BIN)/python dataset/convert.py --source stdlib --tokenizer tiny --dataset_name stdlib --stride 254
 	$(BIN)/python evaluate.py --model_path tiny --dataset_name stdlib
 	$(BIN)/python train.py --model_select tiny --dataset_name stdlib --run_name demo --overwrite \
-		--max_steps 300 --per_gpu_train_batch_size 16 --lr 5e-4 --evaluation_steps 100
+		--max_steps 200 --per_gpu_train_batch_size 16 --lr 5e-4 --evaluation_steps 100 --dev_windows 256
 	$(BIN)/python evaluate.py --model_path model/demo --dataset_name stdlib
 	$(BIN)/python interact.py --model_path model/demo --prompt 'def read_lines(path):'
-	$(BIN)/python analysis.py --runs model/demo
+	$(BIN)/python analysis.py runs model/demo
 	@echo
 	@echo "Complete code of your own:    $(BIN)/python interact.py --model_path model/demo"
 	@echo "Fine-tune on your own code:   $(BIN)/python dataset/convert.py --source DIR --tokenizer tiny --dataset_name mine"
@@ -48,9 +48,13 @@ corpus/installed: pretrained/corpus.txt $(INSTALLED)
 
 tiny: corpus/installed ## train pretrained/tiny again from nothing (0.7 GB of packages; hours without a GPU)
 	$(BIN)/python dataset/vocabulary.py --source corpus --vocab_size 8189 --output pretrained/tiny
-	$(BIN)/python dataset/convert.py --source corpus --tokenizer tiny --dataset_name corpus --stride 254 \
-		--split_by folder --dev_size 0.0065
-	$(BIN)/python train.py --model_select tiny --from_scratch --dataset_name corpus --run_name tiny
+	$(BIN)/python dataset/convert.py --source corpus --tokenizer tiny --dataset_name base_corpus \
+		--segment_len 510 --stride 510 --split_by folder --dev_size 0.003
+	$(BIN)/python train.py --model_select tiny --from_scratch --dataset_name base_corpus --run_name tiny_base \
+		--max_seq_length 512 --per_gpu_train_batch_size 8 --max_steps 5600 --lr 2e-3 --scheduler warmupcosine \
+		--warmup_ratio 0.03 --weight_decay 0.1 --evaluation_steps 400 --precision bf16 --compile on
+	$(BIN)/python -c "import torch; from model import GPTSingleHead; \
+		GPTSingleHead.load('model/tiny_base').to(torch.bfloat16).save('pretrained/tiny')"
 
 clean: ## delete the environment and caches; data sets and trained models stay
 	rm -rf $(VENV) .cache .pytest_cache .ruff_cache

@@ -73,9 +73,9 @@ class SingleCLMEvaluator:
         batches = TokenBatches(self.dataset, pad_id(model), device)
         rows = torch.randperm(len(batches), generator=torch.Generator().manual_seed(0))
         rows = rows[: self.windows or None].to(device)
-        positions = len(rows) * (self.dataset.max_seq_length - 1)
         # Longest first: a batch is as wide as its first row, so that next to no padding is computed.
         lengths, order = torch.sort(batches.lengths[rows], descending=True, stable=True)
+        positions = len(rows) * (int(lengths[0]) - 1)  # with every window padded to the longest
         own = slice(rank(), None, world_size())
         lengths, rows = lengths[own], rows[order][own]
         widths = lengths[:: self.batch_size].tolist()
