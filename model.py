@@ -160,11 +160,10 @@ class GPTSingleHead(nn.Module):
         """
         best = Path(input_path) / "0_GPTSingleHead"
         recover_folder(best)
-        if best.is_dir():
-            input_path = best
-        config_file = Path(input_path) / "gpt_sh_config.json"
+        folder = find_pretrained(str(best if best.is_dir() else input_path))
+        config_file = folder / "gpt_sh_config.json"
         config = json.loads(config_file.read_text(encoding="utf-8")) if config_file.is_file() else {}
-        return GPTSingleHead(str(input_path), **config)
+        return GPTSingleHead(str(folder), **config)
 
     def reload(self, input_path: str | Path) -> "GPTSingleHead":
         """The best model of a run folder."""

@@ -51,6 +51,7 @@ def test_saved_model_gives_identical_logits_in_plain_transformers(model, tmp_pat
 def test_a_run_folder_loads_as_its_best_model(model, tmp_path):
     model.save(tmp_path / "0_GPTSingleHead")
     assert GPTSingleHead.load(tmp_path).max_seq_length == 64
+    assert GPTSingleHead.load("tiny").max_seq_length == 512
     assert torch.equal(model.reload(tmp_path).gpt.lm_head.weight, model.gpt.lm_head.weight)
 
 
