@@ -1,0 +1,129 @@
+"""Complete source code with a fine-tuned model: in a conversation, or once.
+
+python interact.py                                      # the newest run in model/, else the embedded model
+python interact.py --prompt "def bubble_sort(items):"
+head -20 model.py | python interact.py --stop line
+python interact.py --file model.py --line 20 --n 3 --json
+python interact.py --model_path model/distilgpt2_fine_tuned_coder --temperature 0.2
+"""
+
+import json
+import logging
+import sys
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from common import ROOT, InputError, flag, parse_flags, run_command
+from completion import Settings, complete
+from hub import LANGUAGES
+from terminal import Repl, decode_source, describe, interruptible, notes, read_source
+
+
+@dataclass(frozen=True)
+class Config(Settings):
+    """The flags of interact.py."""
+
+    model_path: str = flag(
+        "", "a run folder, a model folder, tiny or a Hub id; empty: the newest run in model/, else tiny"
+    )
+    language: str = flag("", "empty: the conversation asks, one completion takes python", choices=("", *LANGUAGES))
+    use_cuda: bool = flag(False, "kept for old scripts: a GPU is used wherever there is one")
+    prompt: str | None = flag(None, "complete this text, without a conversation", type=str)
+    file: str | None = flag(None, "complete at a place in this file, with the code above it as context", type=str)
+    line: int | None = flag(None, "with --file: complete after this line; empty: at the end of the file", type=int)
+    json: bool = flag(False, "print the candidates with their scores as JSON")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.prompt is not None and self.file is not None:
+            raise InputError("--prompt and --file: give one of them")
+        if self.line is not None and self.file is None:
+            raise InputError("--line needs --file: the file to complete in")
+
+    def settings(self) -> dict:
+        return {field.name: getattr(self, field.name) for field in fields(Settings)}
+
+
+def main() -> None:
+    sys.stdout.reconfigure(errors="replace")  # whatever the terminal's encoding, a character never ends the program
+    config = parse_flags(Config, __doc__)
+    prompt = find_prompt(config)
+    if prompt is None and config.json:
+        raise InputError("--json needs a prompt: --prompt TEXT, --file FILE, or a text on standard input")
+    path = config.model_path or find_newest_run(ROOT / "model")
+    model = load_model(path, config)
+    if prompt is None:
+        Repl(model, Path(path).name, config.language, config.settings()).run()
+    else:
+        print_completions(model, prompt, config)
+
+
+def find_prompt(config: Config) -> str | None:
+    """The text to complete, or None if there is a person to talk with.
+
+    Raises:
+        InputError: the text is empty or not UTF-8, or the file has no such line.
+    """
+    if config.prompt is not None:
+        prompt, source = config.prompt, "--prompt"
+    elif config.file is not None:
+        prompt, source = read_source(Path(config.file)), config.file
+        lines = prompt.split("\n")
+        if config.line is not None:
+            if not 1 <= config.line <= len(lines):
+                raise InputError(f"{config.file}: has lines 1 to {len(lines)}, not {config.line}")
+            prompt = "\n".join(lines[: config.line])
+    elif sys.stdin.isatty():
+        return None
+    else:
+        prompt, source = decode_source(sys.stdin.buffer.read(), "standard input"), "standard input"
+    try:
+        prompt.encode()
+    except UnicodeEncodeError:  # bytes of the command line that are no text
+        raise InputError(f"{source}: not UTF-8") from None
+    if not prompt.strip():
+        raise InputError(f"{source}: empty; give some code to complete")
+    return prompt
+
+
+def load_model(path: str, config: Config):
+    """The model to complete with, on a GPU if there is one, ready for inference."""
+    logging.basicConfig(format="%(message)s")
+    from model import GPTSingleHead, choose_device
+
+    device = choose_device()
+    if config.use_cuda and device.type != "cuda":
+        print("note: --use_cuda, but no GPU was found; the CPU computes", file=sys.stderr)
+    return GPTSingleHead.load(path).to(device).eval()
+
+
+def find_newest_run(runs: Path) -> str:
+    """The run folder whose best model was saved last; without any run, the embedded model's name."""
+    saved = [folder / "config.json" for folder in runs.glob("*/0_GPTSingleHead")]
+    newest = max((file for file in saved if file.is_file()), key=lambda file: file.stat().st_mtime, default=None)
+    return str(newest.parent.parent) if newest else "tiny"
+
+
+def print_completions(model, prompt: str, config: Config) -> None:
+    """Complete once. Standard output gets the completions alone; what is to be said about them goes to stderr."""
+    streams = not config.json and config.num_return_sequences == 1 and config.min_probability == 0
+    with interruptible() as cancelled:
+        on_text = (lambda text: print(text, end="", flush=True)) if streams else None
+        found = complete(
+            model, prompt, config.language or "python", on_text=on_text, cancelled=cancelled, **config.settings()
+        )
+    if config.json:
+        print(json.dumps([asdict(completion) for completion in found], indent=2))
+    elif streams:
+        print()
+    else:
+        for number, completion in enumerate(found, 1):
+            if config.num_return_sequences > 1:
+                print(f"--- {number}: {describe(completion)}")
+            print(completion.text)
+    for note in notes(found, config):
+        print(f"note: {note}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    run_command(main)

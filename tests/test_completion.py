@@ -1,0 +1,333 @@
+"""complete(): the tokens against transformers' own generation, scores, limits, streaming, ranking, stop rules."""
+
+import ast
+import math
+import os
+import random
+import tokenize
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+
+from common import InputError
+from completion import Completion, Settings, complete, parses, rank
+from decoding import EncodedPrompt, choose, context_length, decode, encode_prompt
+from stopping import logical_lines, make_stop_rule, unfinished
+
+PROMPT = "def add(a, b):"
+
+
+def cut(stop, prompt, text, language="python", step=1):
+    """What a rule keeps of a text that comes in pieces; also that it never takes back what it has let through."""
+    rule = make_stop_rule(stop, prompt, language)
+    safe, shown, done = 0, "", False
+    for end in range(step, len(text) + step, step):
+        safe, done = rule(text[:end])
+        assert text[:safe].startswith(shown)
+        shown = text[:safe]
+        if done:
+            break
+    return shown, done
+
+
+def test_greedy_tokens_are_those_of_generate(model):
+    model.eval()
+    ids = [model.control_id("python"), *model.tokenize(PROMPT)]
+    expected = model.gpt.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=30, pad_token_id=0)[
+        0, len(ids) :
+    ]
+    steps = decode(model, EncodedPrompt(ids, "", 0), Settings(temperature=0))
+    assert [tokens[0] for tokens, _ in islice(steps, 30)] == expected.tolist()
+
+
+def test_scores_are_the_models_own(model):
+    model.eval()
+    ids = [model.control_id("python"), *model.tokenize(PROMPT)]
+    steps = list(islice(decode(model, EncodedPrompt(ids, "", 0), Settings(num_return_sequences=3, seed=1)), 10))
+    for candidate in range(3):
+        tokens = [step_tokens[candidate] for step_tokens, _ in steps]
+        log_probs = model.gpt(torch.tensor([ids + tokens])).logits[0, :, : len(model.tokenizer)].log_softmax(-1)
+        expected = [log_probs[len(ids) - 1 + place, token].item() for place, token in enumerate(tokens)]
+        assert [step_scores[candidate] for _, step_scores in steps] == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_seed_repeats_and_candidates_differ(model):
+    first, again, other = (complete(model, PROMPT, num_return_sequences=3, seed=s, max_new_tokens=9) for s in (1, 1, 2))
+    assert first == again != other
+    assert len({completion.text for completion in first}) == 3
+    assert len(complete(model, PROMPT, num_return_sequences=3, temperature=0, max_new_tokens=9)) == 1
+
+
+def test_choose_keeps_to_top_k_top_p_and_penalty():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
+    none_seen = torch.zeros(1, 0, dtype=torch.long)
+
+    def chosen(**settings):
+        options = Settings(**{"temperature": 1.0} | settings)
+        return {choose(logits, none_seen, options, generator).item() for _ in range(200)}
+
+    assert chosen() == {0, 1, 2, 3}
+    assert chosen(top_k=2) == {0, 1}
+    assert chosen(top_p=0.75) == {0, 1}
+    assert chosen(top_p=0.01) == {0}
+    assert chosen(temperature=0.01) == chosen(temperature=0) == {0}
+    # The logits are negative: a penalty of 4 makes the first -2.8, below the second's -1.2.
+    assert choose(logits, torch.tensor([[0]]), Settings(temperature=0, repetition_penalty=4.0), generator).item() == 1
+
+
+def test_streamed_pieces_are_the_text_in_whole_characters(model):
+    for seed in range(3):  # an untrained model often cuts a character in two
+        pieces = []
+        found = complete(
+            model, PROMPT, stop="none", temperature=5.0, seed=seed, max_new_tokens=60, on_text=pieces.append
+        )
+        assert "".join(pieces) == found[0].text
+        assert len(pieces) > 20
+        assert len(found[0].tokens) == 60
+
+
+def test_a_character_of_several_tokens_is_streamed_once_it_is_whole(model):
+    ids = model.tokenize("é漢😀")
+    assert len(ids) > 3
+
+    class Scripted(type(model.gpt)):
+        def forward(self, input_ids, **kwargs):
+            output = super().forward(input_ids, **kwargs)
+            output.logits[:, -1, ids[min(self.step, len(ids) - 1)]] = 100.0
+            self.step += 1
+            return output
+
+    model.gpt.__class__, model.gpt.step = Scripted, 0
+    pieces = []
+    complete(model, "", stop="none", temperature=0, max_new_tokens=len(ids), on_text=pieces.append)
+    assert pieces == ["é", "漢", "😀"]
+
+
+def test_a_long_prompt_keeps_its_control_word_and_its_end(model):
+    prompt = "\n".join(f"x{i} = {i}" for i in range(500))
+    encoded = encode_prompt(model, prompt, "java", 20)
+    assert encoded.ids[0] == model.control_id("java")
+    assert prompt.endswith(model.tokenizer.decode(encoded.ids[1:]) + encoded.again)
+    found = complete(model, prompt, "java", stop="none", max_new_tokens=20)[0]
+    assert found.prompt_tokens_dropped == encoded.dropped > 0
+    assert (found.stop_reason, len(found.tokens)) == ("length", 20)
+    found = complete(model, prompt, "java", stop="none", max_new_tokens=10_000)[0]
+    assert found.stop_reason == "context"
+    assert len(found.tokens) == pytest.approx(context_length(model) / 2, abs=2)
+
+
+@pytest.mark.parametrize("prompt", ["def f():\n    ", "for i in ra", "x <", "x", "return  "])
+def test_the_end_of_the_prompt_is_generated_again_and_not_shown(model, prompt):
+    encoded = encode_prompt(model, prompt, "python", 9)
+    assert encoded.again
+    assert model.tokenizer.decode(encoded.ids[1:]) + encoded.again == prompt
+    whole = ""
+    for tokens, _ in islice(decode(model, encoded, Settings(temperature=3.0, seed=0)), 12):
+        whole += model.tokenizer.decode(tokens)
+    assert whole.startswith(encoded.again)
+    assert len(complete(model, prompt, stop="none", seed=0, max_new_tokens=9)[0].tokens) <= 9
+
+
+def test_cancelling_keeps_what_there_is(model):
+    calls = iter([False, False, True])
+    found = complete(model, PROMPT, stop="none", seed=0, cancelled=lambda: next(calls))[0]
+    assert found.stop_reason == "interrupted"
+    assert not found.finished
+    assert 2 <= len(found.tokens) <= 3
+
+
+def test_control_words_in_a_prompt_are_text_and_generated_ones_end_the_completion(model):
+    assert model.control_id("java") not in encode_prompt(model, "x = '<java>'; y", "python", 9).ids
+    model.gpt.get_input_embeddings().weight.data[:] = 0
+    model.gpt.transformer.ln_f.bias.data[:] = 1
+    model.gpt.get_input_embeddings().weight.data[model.eos_token_id] = 1  # the untrained model's only wish: to end
+    found = complete(model, "", temperature=0)
+    assert [(c.text, c.tokens, c.stop_reason) for c in found] == [("", [], "eos")]
+    assert 0.99 < found[0].probability <= 1
+
+
+def test_ranking_puts_what_parses_first_merges_equals_and_honours_the_threshold(model):
+    def candidate(text, score, valid):
+        return Completion(text, [], score, math.exp(score), "block", valid)
+
+    a, b, c, d = (
+        candidate("a", -2.0, True), candidate("b", -0.1, False), candidate("c", -1.0, True), candidate("", -0.01, True)
+    )  # fmt: skip
+    assert rank([d, a, b, c, candidate("c", -3.0, True)]) == [c, a, b, d]
+    every = complete(model, PROMPT, num_return_sequences=5, seed=3, max_new_tokens=3, stop="none")
+    threshold = sorted(c.probability for c in every)[2]
+    kept = complete(
+        model, PROMPT, num_return_sequences=5, seed=3, max_new_tokens=3, stop="none", min_probability=threshold
+    )
+    assert kept == [c for c in every if c.probability >= threshold]
+    assert 0 < len(kept) < len(every)
+
+
+def test_parses():
+    assert parses("    def f(self):\n        return '\\d'")
+    assert not parses("def f(:")
+    assert not parses("x = '\0'")
+    assert not parses("(" * 10_000)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"temperature": -1.0}, {"temperature": math.nan}, {"top_p": 0.0}, {"top_k": -1}, {"max_new_tokens": 0},
+        {"num_return_sequences": 0}, {"stop": "soon"}, {"min_probability": 2.0}, {"repetition_penalty": 0.0},
+        {"seed": -1},
+    ],
+)  # fmt: skip
+def test_settings_out_of_range_are_refused_by_name(setting):
+    with pytest.raises(InputError, match=next(iter(setting))):
+        Settings(**setting)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "text", "kept"),
+    [
+        (PROMPT, "\n    return a + b\n\n\ndef g", "\n    return a + b"),
+        (PROMPT, " return a\nx", " return a"),
+        ("def add(a, b", "):\n    return a\nx", "):\n    return a"),
+        ("def f():\n    if x:", "\n        y\n    z", "\n        y"),
+        ("def f():\n    if x:\n        y", " = 1\n    z()\nw", " = 1\n    z()"),
+        ("def f():\n    x = 1\n    ", "y = 2\n\n    z = 3\nw", "y = 2\n\n    z = 3"),
+        ("class A:\n    def f(self):", "\n        pass\n\n    def g", "\n        pass"),
+        ("def f():", '\n    """a\nb\n"""\n    x\nc', '\n    """a\nb\n"""\n    x'),
+        ("def f():", "\n    x = [\n1,\n]\n    y = 1 + \\\n2\nz", "\n    x = [\n1,\n]\n    y = 1 + \\\n2"),
+        ("def f():", "\n    a\n# on\n    b\n# off\nc", "\n    a\n# on\n    b"),
+        ("def f():", "\n    a\n    # of f\nb", "\n    a\n    # of f"),
+        ("if __name__ == '__main__':\n    a", "()\n    b\nc", "()\n    b"),
+        ("@cache", "\ndef f():\n    a\nb", "\ndef f():\n    a"),
+        ("class A:\n    x = 1\n    @property\n", "    def f(self):\n        a\n    b", "    def f(self):\n        a"),
+        ("import os\n", "import sys\nx = 1\n\ny", "import sys\nx = 1"),
+        ("# sorts a list\n", "def f():\n    a\n\n    b\n\n\ndef g", "def f():\n    a\n\n    b"),
+        ("x = (1,", "\n\n2)\ny\n\nz", "\n\n2)\ny"),
+        ("def f():\n    a\n\n\n", "def g():\n    b\n\n\nc", "def g():\n    b"),
+        ("def f():", "\n        a\n    b\nc", "\n        a\n    b"),
+        ("def f():", "\n    a = 'x\n    b $ c\n    d)\n    e\nf", "\n    a = 'x\n    b $ c\n    d)\n    e"),
+        ("if x:", "\n\ta\n        b\nc", "\n\ta\n        b"),
+    ],
+)  # fmt: skip
+def test_block_ends_where_a_programmer_would(prompt, text, kept):
+    assert cut("block", prompt, text) == (kept, True)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "text", "kept"),
+    [
+        ("int f(int a) {", "\n  if (a) {\n    g('}');\n  }\n}\nint g", "\n  if (a) {\n    g('}');\n  }\n}"),
+        ("class A {\n  int f(int a)", " {\n    return a;\n  }\n  int g", " {\n    return a;\n  }"),
+        ("class A {\n  void f() {\n    int x = ", "1; // }\n    x++;\n  }\n}", "1; // }\n    x++;\n  }"),
+        ("void f() {\n for (int i = 0;", " i < n; i++) {\n  g();\n }\n}", " i < n; i++) {\n  g();\n }"),
+        ("void f() {", '\n  s = "}" + """\n}\n""";\n}\n}', '\n  s = "}" + """\n}\n""";\n}'),
+        ("import java.util.List", ";\nclass A", ";"),
+        ("/* } */ class A { /* {", " */ int x; }\n}", " */ int x; }"),
+    ],
+)  # fmt: skip
+def test_java_block_ends_at_its_brace(prompt, text, kept):
+    assert cut("block", prompt, text, "java") == (kept, True)
+
+
+def test_other_stops():
+    text = "\n  a\n  b\n\n  c"
+    assert cut("line", "", text) == ("\n  a", True)
+    assert cut("blank", "", text) == ("\n  a\n  b", True)
+    assert cut("none", "", text) == (text, False)
+
+
+@pytest.mark.parametrize(
+    ("text", "language", "expected"),
+    [
+        ("def f():", "python", True), ("def f():\n    a", "python", True), ("x = (1,", "python", True),
+        ("x = 1", "python", False), ("for i in ra", "python", False), ("@cache", "python", True),
+        ("int f() {", "java", True), ("int f() { }", "java", False), ("f(a,", "java", True), ("/* a", "java", True),
+    ],
+)  # fmt: skip
+def test_unfinished_input_is_known(text, language, expected):
+    assert unfinished(text, language) == expected
+
+
+def functions(sources):
+    """Of real functions: name, file up to the colon of the head, rest of the file, the function's true body."""
+    for file in sources:
+        try:
+            source = file.read_text(encoding="utf-8")
+            tree = ast.parse(source)
+        except (SyntaxError, ValueError):
+            continue
+        rows = source.split("\n")
+        starts = [0]
+        for row in rows:
+            starts.append(starts[-1] + len(row) + 1)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and len(source.splitlines()) == len(rows) - 1:
+                head = starts[node.lineno - 1]
+                colon = head + _colon(source[head:])
+                last = rows[node.end_lineno - 1].encode()[: node.end_col_offset].decode()
+                end = starts[node.end_lineno - 1] + len(last)
+                yield f"{file.name}:{node.lineno} {node.name}", source[:colon], source[colon:], source[colon:end]
+
+
+def _colon(source):
+    """Offset behind the first colon outside brackets."""
+    starts, depth = [0], 0
+    feed = iter(source.split("\n"))
+    for row in source.split("\n"):
+        starts.append(starts[-1] + len(row) + 1)
+    for token in tokenize.generate_tokens(lambda: next(feed) + "\n"):
+        depth += (token.string in "([{") - (token.string in ")]}") if token.type == tokenize.OP else 0
+        if token.string == ":" and depth == 0:
+            return starts[token.start[0] - 1] + token.start[1] + 1
+    raise AssertionError(source)
+
+
+def wrong_ends(sources, wanted):
+    """How many functions were tried, and those whose true text the block rule cut anywhere but at their end.
+
+    Comments behind a function's last statement count as its own: ast does not see them, a reader does.
+    """
+    wrong, tried = [], 0
+    for name, prompt, rest, body in islice(functions(sources), wanted):
+        tried += 1
+        kept, _ = cut("block", prompt, rest, step=7)
+        further = kept[len(body) :].split("\n")
+        if not kept.startswith(body) or any(row.strip() and not row.strip().startswith("#") for row in further):
+            wrong.append(name)
+    return tried, wrong
+
+
+def standard_library():
+    files = sorted(Path(os.__file__).parent.rglob("*.py"))
+    left_out = {"test", "tests", "idlelib", "lib2to3", "site-packages"}
+    files = [file for file in files if not left_out & set(file.parts)]
+    random.Random(0).shuffle(files)
+    return files
+
+
+def test_block_ends_where_real_functions_end():
+    tried, wrong = wrong_ends(standard_library(), 150)
+    assert tried == 150
+    assert len(wrong) <= 1, wrong
+
+
+def test_logical_lines_cover_broken_source():
+    """Whatever rows a source has lost, reading it neither fails nor goes backwards."""
+    source = Path(ast.__file__).read_text(encoding="utf-8")[:3000]
+    rng = random.Random(0)
+    for _ in range(30):
+        rows = [row[: rng.randrange(len(row) + 1)] if rng.random() < 0.2 else row for row in source.split("\n")]
+        starts = [line.start for line in logical_lines("\n".join(rows))]
+        assert starts == sorted(set(starts))
+        assert starts
+
+
+if __name__ == "__main__":  # python tests/test_completion.py [DIR ...]: the whole measurement
+    import sys
+
+    sources = [file for name in sys.argv[1:] for file in sorted(Path(name).rglob("*.py"))] or standard_library()
+    tried, wrong = wrong_ends(sources, 2000)
+    print(f"{tried - len(wrong)} of {tried} functions end exactly", *wrong, sep="\n")
