@@ -18,6 +18,8 @@ from completion import Settings, complete
 from hub import LANGUAGES
 from terminal import Repl, decode_source, describe, interruptible, notes, read_source
 
+PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
+
 
 @dataclass(frozen=True)
 class Config(Settings):
@@ -27,6 +29,7 @@ class Config(Settings):
         "", "a run folder, a model folder, tiny or a Hub id; empty: the newest run in model/, else tiny"
     )
     language: str = flag("", "empty: the conversation asks, one completion takes python", choices=("", *LANGUAGES))
+    precision: str = flag("auto", "auto: int8 on a CPU, bf16 or fp16 on a GPU", choices=PRECISIONS)
     use_cuda: bool = flag(False, "kept for old scripts: a GPU is used wherever there is one")
     prompt: str | None = flag(None, "complete this text, without a conversation", type=str)
     file: str | None = flag(None, "complete at a place in this file, with the code above it as context", type=str)
@@ -87,14 +90,15 @@ def find_prompt(config: Config) -> str | None:
 
 
 def load_model(path: str, config: Config):
-    """The model to complete with, on a GPU if there is one, ready for inference."""
+    """The model to complete with, on a GPU if there is one."""
     logging.basicConfig(format="%(message)s")
+    from inference import prepare
     from model import GPTSingleHead, choose_device
 
     device = choose_device()
     if config.use_cuda and device.type != "cuda":
         print("note: --use_cuda, but no GPU was found; the CPU computes", file=sys.stderr)
-    return GPTSingleHead.load(path).to(device).eval()
+    return prepare(GPTSingleHead.load(path), config.precision, device)
 
 
 def find_newest_run(runs: Path) -> str:
