@@ -1,6 +1,7 @@
 """Make a model fast at generating: 8-bit weights on a CPU, 16 bits on a GPU, as many threads as help."""
 
 import time
+from math import inf
 
 import torch
 import torch.nn.functional as F
@@ -25,12 +26,13 @@ def prepare(model: GPTSingleHead, precision: str, device: torch.device) -> GPTSi
     if precision == "int8" and device.type != "cpu":
         raise InputError("--precision int8 is for CPUs; on a GPU use --precision auto")
     model = model.eval().requires_grad_(False).to(device)
+    available = torch.get_num_threads()
+    torch.set_num_threads(1)  # what follows is short
     if device.type == "cpu" and precision in ("auto", "int8"):
         quantize(model.gpt)
     else:
         model.gpt.to(choose_dtype(precision, device))
-    if device.type == "cpu":
-        torch.set_num_threads(fastest_threads(model))
+    torch.set_num_threads(fastest_threads(model, available) if device.type == "cpu" else available)
     return model
 
 
@@ -80,20 +82,20 @@ class Int8Linear(nn.Module):
 
 
 @torch.inference_mode()
-def fastest_threads(model: GPTSingleHead) -> int:
+def fastest_threads(model: GPTSingleHead, available: int) -> int:
     """The number of threads with which one token takes least time here and now.
 
     A small model gains nothing from a second thread, and where another program uses the cores, threads that wait for
     one another cost ten times the time.
     """
-    ids = torch.zeros(1, 1, dtype=torch.long)
-    available = torch.get_num_threads()
+    ids = torch.zeros(1, 1, dtype=torch.long, device=model.device)
     seconds: dict[int, float] = {}
     for threads in sorted({1, (available + 1) // 2, available}):
         torch.set_num_threads(threads)
-        for _ in range(3):
+        times = []
+        while len(times) < 3 and (not times or min(times) < 2 * min(seconds.values(), default=inf)):
             began = time.perf_counter()
             model.gpt(ids)
-            seconds[threads] = min(seconds.get(threads, 1e9), time.perf_counter() - began)
-    torch.set_num_threads(available)
+            times.append(time.perf_counter() - began)
+        seconds[threads] = min(times)
     return min(seconds, key=seconds.get)

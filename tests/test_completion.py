@@ -325,7 +325,7 @@ def test_logical_lines_cover_broken_source():
         assert starts
 
 
-if __name__ == "__main__":  # python tests/test_completion.py [DIR ...]: the whole measurement
+if __name__ == "__main__":  # python -m tests.test_completion [DIR ...]: the whole measurement
     import sys
 
     sources = [file for name in sys.argv[1:] for file in sorted(Path(name).rglob("*.py"))] or standard_library()

@@ -1,0 +1,149 @@
+"""A terminal that can edit: lines with history, completion of commands and a status line; code in colours."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from prompt_toolkit import PromptSession, print_formatted_text, prompt
+from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
+from prompt_toolkit.document import Document
+from prompt_toolkit.formatted_text import FormattedText, PygmentsTokens
+from prompt_toolkit.history import FileHistory, History, InMemoryHistory
+from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.lexers import DynamicLexer, PygmentsLexer
+from prompt_toolkit.styles import Style
+from pygments.lexers import JavaLexer, PythonLexer
+from pygments.token import Comment, String, Text
+
+from hub import LANGUAGES
+from stopping import STOPS, unfinished
+from terminal import COMMANDS
+
+LEXERS = {"python": PythonLexer, "java": JavaLexer}
+STYLE = Style.from_dict({"said": "ansibrightblack", "bottom-toolbar": "noreverse ansibrightblack"})
+COMMAND_VALUES = {"lang": LANGUAGES, "stop": STOPS}
+CONTEXT_CHARACTERS = 2000  # of the prompt that are read again to colour what follows it
+
+
+class EditingScreen:
+    """See `terminal.PlainScreen` for what a screen does.
+
+    Args:
+        status: the text of the status line.
+        language: the language of the code that is typed.
+    """
+
+    def __init__(self, status: Callable[[], str], language: Callable[[], str]):
+        self._language = language
+        self._session = PromptSession(
+            history=open_history(),
+            multiline=True,
+            key_bindings=self._keys(),
+            completer=CommandCompleter(),
+            lexer=DynamicLexer(lambda: PygmentsLexer(LEXERS[language()])),
+            bottom_toolbar=status,
+            prompt_continuation="... ",
+            style=STYLE,
+            reserve_space_for_menu=4,
+        )
+
+    def ask(self, message: str) -> str:
+        return prompt(message)
+
+    def read(self, message: str) -> str:
+        return self._session.prompt(message).rstrip()
+
+    def write(self, text: str) -> None:
+        print_formatted_text(FormattedText([("class:said", text)]), style=STYLE, end="", flush=True)
+
+    def code(self, prompt: str, language: str) -> "ColouredCode":
+        return ColouredCode(prompt, language)
+
+    def _keys(self) -> KeyBindings:
+        keys = KeyBindings()
+
+        @keys.add("enter")
+        def _(event: KeyPressEvent) -> None:
+            buffer = event.current_buffer
+            if self._is_whole(buffer.document):
+                buffer.validate_and_handle()
+            else:
+                buffer.newline()
+                buffer.insert_text(self._margin(buffer.document.lines[-2]))
+
+        @keys.add("escape", "enter")
+        def _(event: KeyPressEvent) -> None:
+            event.current_buffer.validate_and_handle()
+
+        return keys
+
+    def _is_whole(self, document: Document) -> bool:
+        if document.text.startswith(":") or (document.is_cursor_at_the_end and not document.current_line.strip()):
+            return True
+        return not unfinished(document.text, self._language())
+
+    @staticmethod
+    def _margin(line: str) -> str:
+        opens = line.rstrip().endswith((":", "{"))
+        return line[: len(line) - len(line.lstrip())] + "    " * opens
+
+
+def open_history() -> History:
+    """The history of earlier conversations; of this one alone where nothing can be written."""
+    folder = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "autocoder"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "history").touch(mode=0o600)
+    except OSError:
+        return InMemoryHistory()
+    return FileHistory(folder / "history")
+
+
+class CommandCompleter(Completer):
+    """Completes a command's name and its value."""
+
+    def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterator[Completion]:
+        if not document.text.startswith(":"):
+            return
+        command, space, value = document.text_before_cursor[1:].partition(" ")
+        if command in ("load", "save") and space:
+            yield from PathCompleter(expanduser=True).get_completions(Document(value), complete_event)
+            return
+        words, typed = (COMMAND_VALUES.get(command, ()), value) if space else (COMMANDS, command)
+        for word in words:
+            if word.startswith(typed):
+                yield Completion(word, start_position=-len(typed))
+
+
+class ColouredCode:
+    """Code on its way to the terminal: the prompt's last line, and what follows it piece by piece.
+
+    A word is written once it is whole, since its colour depends on its end; a comment or a string as it comes.
+    Nothing that is written changes later, so that the width of the terminal does not matter.
+    """
+
+    def __init__(self, prompt: str, language: str):
+        self._lexer = LEXERS[language](stripnl=False, ensurenl=False)
+        self._text = prompt[-CONTEXT_CHARACTERS:]
+        self._written = self._text.rfind("\n") + 1
+        self._write(whole=False)
+
+    def write(self, text: str) -> None:
+        self._text += text
+        self._write(whole=False)
+
+    def end(self) -> None:
+        self._write(whole=True)
+        print_formatted_text(flush=True)
+
+    def _write(self, whole: bool) -> None:
+        tokens = list(self._lexer.get_tokens_unprocessed(self._text))
+        fresh = []
+        for start, kind, value in tokens:
+            end = start + len(value)
+            may_grow = end == len(self._text) and not any(kind in sort for sort in (Comment, String, Text))
+            if end > self._written and (whole or not may_grow):
+                fresh.append((kind, value[max(0, self._written - start) :]))
+                self._written = end
+        if fresh:
+            print_formatted_text(PygmentsTokens(fresh), end="", flush=True)
