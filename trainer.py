@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import shutil
+import sys
 import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
@@ -118,7 +119,8 @@ class ModelTrainer:
             initial=self.progress.step,
             desc="training",
             dynamic_ncols=True,
-            disable=None if is_main() else True,
+            mininterval=0.1 if sys.stderr.isatty() else 5,  # in a log file or a notebook each refresh is a line
+            disable=not is_main(),
         )
         with self.stop, bar:
             try:
