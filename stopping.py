@@ -96,6 +96,8 @@ class PythonBlock:
                     opening, depth = False, line.indent if line.is_head else depth
             elif depth is not None:
                 ends = line.indent <= depth
+                if ends and not started and line.word != "#":  # nothing to end yet: the next block it is, then
+                    ends, depth = False, line.indent if line.is_head else None
             else:
                 ends = started and line.indent == 0 and _BLANK.search(source, end, line.start) is not None
             if ends and line.start >= given:

@@ -103,7 +103,11 @@ class Repl:
         while language not in LANGUAGES:
             language = self._read(f"Language, {' or '.join(LANGUAGES)} [{LANGUAGES[0]}]: ", question=True)
             language = language.strip().lower() or LANGUAGES[0]
+        self._set_language(language)
+
+    def _set_language(self, language: str) -> None:
         self.language = language
+        self._screen.write(f"language {language}\n")
 
     def _obey(self, text: str) -> None:
         try:
@@ -125,7 +129,7 @@ class Repl:
         elif name == "lang":
             if value.lower() not in LANGUAGES:
                 raise InputError(f":lang takes {' or '.join(LANGUAGES)}")
-            self.language = value.lower()
+            self._set_language(value.lower())
         elif name == "continue":
             self._continue(value or "1")
         elif name == "load":

@@ -1,0 +1,300 @@
+"""interact.py as its users meet it: in a terminal, in a dumb terminal, in a pipe, and with mistakes."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+
+import pexpect
+import pytest
+import torch
+
+from completion import complete
+from hub import SPECIAL_WORDS
+from inference import Int8Linear, prepare
+from model import GPTSingleHead
+
+CONTEXT = 30_000
+
+
+@pytest.fixture(scope="module")
+def coder(project, base, tmp_path_factory):
+    """A run folder whose model says ` x`, ` +`, a line break or `é` for ever, whatever the prompt."""
+    folder = tmp_path_factory.mktemp("coder")
+    for file in base.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    config = json.loads((base / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"n_positions": CONTEXT, "n_layer": 1}))
+    model = GPTSingleHead(str(folder), special_words_to_add=SPECIAL_WORDS, from_scratch=True)
+    with torch.no_grad():  # the last norm's output is all ones, so a token's logit is the sum of its embedding
+        rows = model.gpt.get_input_embeddings().weight
+        rows[:] = -1.0
+        rows[[model.tokenize(text)[0] for text in (" x", " +", "\n", "é")]] = 0.0
+        model.gpt.transformer.ln_f.weight[:] = 0.0
+        model.gpt.transformer.ln_f.bias[:] = 1.0
+    run = project.folder / "model" / "coder"
+    model.save(run / "0_GPTSingleHead")
+    return run
+
+
+class Terminal:
+    """A program in a pseudo-terminal, and what it has written, without colours and cursor movements."""
+
+    def __init__(self, project, *arguments, columns=80, **environment):
+        environment = os.environ | {"TERM": "xterm-256color", "PROMPT_TOOLKIT_NO_CPR": "1"} | environment
+        self.child = pexpect.spawn(
+            sys.executable, ["interact.py", *map(str, arguments)], cwd=project.folder, env=environment,
+            dimensions=(24, columns),
+        )  # fmt: skip
+        self.child.delaybeforesend = None
+        self._raw, self.read = b"", 0
+
+    @property
+    def text(self):
+        return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]|\x1b\][^\a]*\a", "", self._raw.decode("utf-8", "replace"))
+
+    def expect(self, wanted, seconds=60):
+        """Wait for a text after what was expected before; returns what came until then, this text included."""
+        deadline = time.monotonic() + seconds
+        while (found := self.text.find(wanted, self.read)) < 0:
+            assert time.monotonic() < deadline, f"no {wanted!r} in {self.text[self.read :]!r}"
+            try:
+                self._raw += self.child.read_nonblocking(65536, timeout=0.1)
+            except pexpect.TIMEOUT:
+                pass
+            except pexpect.EOF:
+                assert wanted in self.text[self.read :], f"ended without {wanted!r}: {self.text[self.read :]!r}"
+        start, self.read = self.read, found + len(wanted)
+        return self.text[start : self.read].replace("\r", "")
+
+    def say(self, line, answer):
+        """Enter a line when asked; returns what comes until `answer`."""
+        self.expect(">>>")
+        self.child.send(line + "\r")
+        return self.expect(answer)
+
+    def ends(self):
+        self.child.expect(pexpect.EOF, timeout=60)
+        self.child.close()
+        return self.child.exitstatus
+
+
+@pytest.fixture(scope="module")
+def terminals(project, coder, tmp_path_factory):
+    """The programs of this file, started together: importing takes most of their time."""
+    state = tmp_path_factory.mktemp("state")
+    (state / "autocoder").mkdir()
+    (state / "autocoder" / "history").write_text("\n# 2020-01-01\n+of_an_earlier_session = 1\n")
+    (project.folder / "place.py").write_text("import os\n\n\ndef f(a):\n    return a\n", encoding="utf-8")
+    (state / "prompt").write_bytes("# é\ndef f(a):\r\n".encode())
+    piped = subprocess.Popen(
+        [sys.executable, "interact.py", "--stop", "none", "--max_length", "50", "--seed", "4"], cwd=project.folder,
+        stdin=(state / "prompt").open(), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    as_json = subprocess.Popen(
+        [sys.executable, "interact.py", "--model_path", coder / "0_GPTSingleHead", "--file", "place.py", "--line", "4",
+         "--n", "3", "--seed", "5", "--max_length", "6", "--use_cuda", "--json"],
+        cwd=project.folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    programs = {
+        "editing": Terminal(project, "--stop", "none", "--max_length", 20, XDG_STATE_HOME=str(state)),
+        "dumb": Terminal(project, "--language", "python", "--max_length", 9, columns=40, TERM="dumb"),
+        "piped": piped,
+        "json": as_json,
+        "state": state,
+    }
+    yield programs
+    for name in ("editing", "dumb"):
+        programs[name].child.close(force=True)
+    for name in ("piped", "json"):
+        programs[name].kill()
+
+
+def test_a_conversation(terminals, coder, project):
+    terminal = terminals["editing"]
+    terminal.expect("Language, python or java [python]:")
+    terminal.child.send("pascal\r")
+    terminal.expect("Language, python or java [python]:")
+    terminal.child.send("Python\r")
+    assert "coder | python | n 1" in terminal.expect(":help lists the commands")  # the newest run, found by itself
+
+    # A block is open, so Enter goes on to the next line; on an empty line it completes.
+    terminal.expect(">>>")
+    terminal.child.send("def f(x):\r")
+    terminal.expect("...")
+    terminal.child.send("y = x\r")
+    terminal.child.send("\r")
+    shown = terminal.expect("ended: length")
+    assert "    y = x" in shown  # its indentation came by itself
+    assert "20 tokens" in shown
+    assert "the last line may be unfinished" in terminal.expect("unfinished]")
+    saved = project.folder / "saved.py"
+    terminal.say(f":save {saved}", "written")
+    assert saved.read_text(encoding="utf-8").startswith("def f(x):\n    y = x")
+
+    # Alt-Enter completes at once; a bracket keeps the input open.
+    terminal.expect(">>>")
+    terminal.child.send("z = (1,\r")
+    terminal.expect("...")
+    terminal.child.send("2\x1b\r")
+    terminal.expect("ended: length")
+
+    # Ctrl-C in the middle of a completion keeps what has been streamed.
+    terminal.say(f":max_length {CONTEXT}", f"max_length {CONTEXT}")
+    terminal.say("a =", "x")
+    terminal.expect("x")
+    terminal.child.sendintr()
+    streamed = terminal.expect("ended: interrupted")
+    assert "stopped by Ctrl-C" in terminal.expect("unfinished]")
+    terminal.say(f":save {saved}", "written")
+    shown = "".join(streamed.replace("^C", "").split("[probability")[0].split())
+    assert "".join(saved.read_text(encoding="utf-8").split()).endswith(shown)
+
+    terminal.say(":max_length 7", "max_length 7")
+    terminal.say(":continue", "7 tokens")
+    assert "---" not in terminal.say(":n 2", "n 2")
+    assert "--- 1: probability" in terminal.say("b =", "--- 2: probability")
+    terminal.say(":continue 2", "--- 2: probability")
+    terminal.say(":temperature 0", "temperature 0.0")
+    terminal.say(":lang java", "language java")
+    terminal.say(f":load {saved}", "7 tokens")
+    assert ":continue" in terminal.say(":help", "exit ")
+    terminal.say("change_lang", "Language, python or java")
+    terminal.child.send("\r")
+    terminal.expect("language python")
+
+    for mistake, answer in {
+        ":n": "n 2",
+        ":n zero": ":n zero: not a number",
+        ":n 0": ":n 0: must be 1 or more",
+        ":stop soon": ":stop soon: must be one of block, blank, line, none",
+        ":lang c": ":lang takes python or java",
+        ":continue 9": ":continue 9: choose a candidate from 1 to 1",
+        ":load": ":load needs the name of a file",
+        ":load nowhere.py": "nowhere.py: No such file or directory",
+        ":nonsense": ":nonsense: no such command",
+    }.items():
+        terminal.say(mistake, answer)
+
+    # Nothing entered, a dropped line and bytes that are no text: it asks again. Forty columns are enough.
+    terminal.child.setwinsize(24, 40)
+    terminal.expect(">>>")
+    terminal.child.send("\r")
+    terminal.expect(">>>")
+    terminal.child.send("dropped = 1\x03")
+    terminal.expect(">>>")
+    terminal.child.send(b"caf\xe9 = 1\x1b\r")
+    terminal.expect("not UTF-8")
+    terminal.say("c = 1", "ended: length")
+
+    terminal.expect(">>>")
+    terminal.child.send("\x12earlier")  # Ctrl-R searches the history, here that of another session
+    terminal.expect("of_an_earlier_session")
+    terminal.child.send("\x07\x15:te\t")  # Tab completes a command's name
+    terminal.expect("mperature")
+    terminal.child.send("\x15\x04")
+    assert terminal.ends() == 0
+    history = (terminals["state"] / "autocoder" / "history").read_text(encoding="utf-8")
+    assert "+def f(x):\n+    y = x" in history
+    assert "Traceback" not in terminal.text
+
+
+def test_a_dumb_terminal_gets_plain_lines(terminals):
+    terminal = terminals["dumb"]
+    terminal.expect(":help lists the commands")
+    terminal.expect(">>>")
+    terminal.child.send(b"caf\xe9\n")
+    terminal.expect("not UTF-8")
+    terminal.say("", ">>>")
+    terminal.child.send("def f(x):\n")
+    terminal.expect("ended: ")
+    terminal.say(":n 0", ":n 0: must be 1 or more")
+    terminal.say("exit", "exit")
+    assert terminal.ends() == 0
+    assert b"\x1b" not in terminal._raw
+
+
+def test_a_pipe_gets_the_completion_and_nothing_else(terminals, coder):
+    output, said = terminals["piped"].communicate(timeout=120)
+    model = prepare(GPTSingleHead.load(coder), "auto", torch.device("cpu"))
+    expected = complete(model, "# é\ndef f(a):\n", stop="none", max_new_tokens=50, seed=4)[0]
+    assert output.decode() == expected.text + "\n"
+    assert said.decode().splitlines() == [
+        "note: stopped after 50 tokens (--max_length): the last line may be unfinished"
+    ]
+
+
+def test_json_at_a_place_in_a_file(terminals, coder):
+    output, said = terminals["json"].communicate(timeout=120)
+    model = prepare(GPTSingleHead.load(coder), "auto", torch.device("cpu"))
+    expected = complete(model, "import os\n\n\ndef f(a):", num_return_sequences=3, max_new_tokens=6, seed=5)
+    candidates = json.loads(output)
+    assert [c["text"] for c in candidates] == [c.text for c in expected]
+    assert [c["probability"] for c in candidates] == pytest.approx([c.probability for c in expected])
+    assert {"tokens", "mean_log_prob", "stop_reason", "parses", "prompt_tokens_dropped"} < set(candidates[0])
+    assert said.decode().startswith("note: --use_cuda, but no GPU was found")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--prompt", " "], "--prompt: empty"),
+        (["--prompt", "x", "--temperature", "-1"], "temperature -1.0: must be 0 or more"),
+        (["--prompt", "x", "--n", "many"], "--n"),
+        (["--prompt", "x", "--stop", "soon"], "--stop"),
+        (["--prompt", "x", "--model_path", "no/such/folder"], "no/such/folder: no such folder"),
+        (["--prompt", b"caf\xe9"], "--prompt: not UTF-8"),
+        (["--prompt", "x", "--file", "place.py"], "--prompt and --file"),
+        (["--line", "3"], "--line needs --file"),
+        (["--file", "nowhere.py"], "nowhere.py: No such file or directory"),
+        (["--file", "latin.py"], "latin.py:2: not UTF-8"),
+        (["--file", "model.py", "--line", "9999"], "model.py: has lines 1 to"),
+        ([], "standard input: empty"),
+        (["--nonsense"], "--nonsense"),
+    ],
+)  # fmt: skip
+def test_mistakes_get_one_line(project, arguments, said):
+    (project.folder / "latin.py").write_bytes(b"x = 1\n# caf\xe9\n")
+    done = subprocess.run(
+        [sys.executable, "interact.py", *arguments], cwd=project.folder, capture_output=True, stdin=subprocess.DEVNULL
+    )
+    assert done.returncode == 2
+    assert done.stdout == b""
+    lines = done.stderr.decode().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")
+    assert said in lines[0]
+
+
+def test_a_checkpoint_of_2020_loads(base, model, tmp_path):
+    """Its weights are torch tensors with buffers that today's GPT-2 has not, its vocabulary GPT-2's two files."""
+    state = {name: tensor.clone() for name, tensor in model.gpt.state_dict().items()}
+    for layer in range(2):
+        state[f"transformer.h.{layer}.attn.bias"] = torch.ones(1, 1, 128, 128).tril()
+        state[f"transformer.h.{layer}.attn.masked_bias"] = torch.tensor(-1e4)
+    torch.save(state, tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+    model.gpt.config.to_json_file(tmp_path / "config.json")
+    vocabulary = json.loads((base / "tokenizer.json").read_text())["model"]
+    (tmp_path / "vocab.json").write_text(json.dumps(vocabulary["vocab"]))
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in vocabulary["merges"]]
+    (tmp_path / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]), encoding="utf-8")
+    added = {word: model.control_id(word.strip("<>")) for word in ("<pad>", "<python>", "<java>")}
+    (tmp_path / "added_tokens.json").write_text(json.dumps(added))
+    loaded = GPTSingleHead.load(tmp_path)
+    assert loaded.control_id("python") == model.control_id("python")
+    settings = {"temperature": 0, "max_new_tokens": 9, "stop": "none"}
+    assert complete(loaded, "def f(x):", **settings) == complete(model, "def f(x):", **settings)
+
+
+def test_int8_weights_change_the_logits_little(model):
+    ids = torch.tensor([model.tokenize("def f(x):\n    return x + 1\n")])
+    model.gpt.transformer.ln_f.bias.data[:] = 5.0  # a large offset that all logits share, as GPT-2's have
+    model.gpt.get_input_embeddings().weight.data += 0.6
+    exact = model.gpt(ids).logits.log_softmax(-1)
+    long = prepare(model, "int8", torch.device("cpu")).gpt(ids.repeat(1, 3)).logits.log_softmax(-1)
+    assert any(isinstance(module, Int8Linear) for module in model.modules())
+    short = model.gpt(ids).logits.log_softmax(-1)
+    assert (short - exact).abs().max() < 0.05
+    assert (long[:, : ids.shape[1]] - exact).abs().max() < 0.05
