@@ -15,7 +15,7 @@ $(INSTALLED): requirements.txt constraints.txt
 		|| { echo "error: $(PYTHON) is older than Python 3.10; name another, as in make PYTHON=python3.12" >&2; exit 2; }
 	@echo "Installing into $(VENV): a minute on a CPU; with the CUDA packages some GB, once."
 	@$(PYTHON) -m venv $(VENV)
-	@$(PIP) -r requirements.txt ruff -c constraints.txt
+	@$(PIP) -r requirements.txt ruff pexpect -c constraints.txt
 	@touch $@
 
 # One more pass over the standard library is enough to see the loss fall; batches of 16 suit two cores.

@@ -104,7 +104,10 @@ def choose(logits: Tensor, seen: Tensor, options: Settings, generator: torch.Gen
         probabilities, order = logits.softmax(-1).sort(descending=True)
         beyond = probabilities.cumsum(-1) - probabilities >= options.top_p  # the likeliest token always stays
         logits = logits.masked_fill(beyond.gather(1, order.argsort()), -torch.inf)
-    return torch.multinomial(logits.softmax(-1), 1, generator=generator)
+    # One random number a row; torch.multinomial draws one for every word of the vocabulary, which takes milliseconds.
+    cumulative = logits.double().softmax(-1).cumsum(-1)
+    drawn = torch.rand(len(logits), 1, dtype=torch.double, device=logits.device, generator=generator)
+    return torch.searchsorted(cumulative, drawn * cumulative[:, -1:], right=True).clamp(max=logits.shape[1] - 1)
 
 
 class _Beginning:
@@ -123,13 +126,12 @@ class _Beginning:
     def forbidden(self, logits: Tensor) -> Tensor:
         """[n, V] bool: the tokens that neither continue nor finish what is left of each candidate's beginning."""
         mask = torch.zeros_like(logits, dtype=torch.bool)
-        for row, rest in zip(mask, self.rests, strict=True):
-            if rest:
-                fits = [i for i, word in self._words.items() if word.startswith(rest)]
-                if self._in_pieces:
-                    fits += [i for i, word in self._words.items() if rest.startswith(word)]
-                row.fill_(True)
-                row[fits] = False
+        for rest in filter(None, set(self.rests)):
+            fits = [i for i, word in self._words.items() if word.startswith(rest)]
+            if self._in_pieces:
+                fits += [i for i, word in self._words.items() if rest.startswith(word)]
+            others = mask.new_ones(mask.shape[1]).index_fill(0, torch.tensor(fits, device=mask.device), False)
+            mask[[row for row, own in enumerate(self.rests) if own == rest]] = others
         return mask
 
     def advance(self, tokens: list[int]) -> None:

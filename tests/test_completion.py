@@ -19,6 +19,15 @@ from stopping import logical_lines, make_stop_rule, unfinished
 PROMPT = "def add(a, b):"
 
 
+@pytest.fixture
+def model(model):
+    """The untrained model of conftest, which however never ends a file: no test depends on luck."""
+    # The last norm's output, its bias aside, adds up to 0, so that the logit of a control word is always -320.
+    model.gpt.transformer.ln_f.bias.data[:] = 1.0
+    model.gpt.get_input_embeddings().weight.data[model.tokenizer.all_special_ids] = -10.0
+    return model.eval()
+
+
 def cut(stop, prompt, text, language="python", step=1):
     """What a rule keeps of a text that comes in pieces; also that it never takes back what it has let through."""
     rule = make_stop_rule(stop, prompt, language)
@@ -33,7 +42,6 @@ def cut(stop, prompt, text, language="python", step=1):
 
 
 def test_greedy_tokens_are_those_of_generate(model):
-    model.eval()
     ids = [model.control_id("python"), *model.tokenize(PROMPT)]
     expected = model.gpt.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=30, pad_token_id=0)[
         0, len(ids) :
@@ -43,7 +51,6 @@ def test_greedy_tokens_are_those_of_generate(model):
 
 
 def test_scores_are_the_models_own(model):
-    model.eval()
     ids = [model.control_id("python"), *model.tokenize(PROMPT)]
     steps = list(islice(decode(model, EncodedPrompt(ids, "", 0), Settings(num_return_sequences=3, seed=1)), 10))
     for candidate in range(3):
@@ -58,6 +65,15 @@ def test_a_seed_repeats_and_candidates_differ(model):
     assert first == again != other
     assert len({completion.text for completion in first}) == 3
     assert len(complete(model, PROMPT, num_return_sequences=3, temperature=0, max_new_tokens=9)) == 1
+
+
+def test_sampling_follows_the_probabilities():
+    logits = torch.tensor([[0.5, 0.3, 0.15, 0.05], [0.0, 0.0, 1.0, 0.0]]).log()
+    generator = torch.Generator().manual_seed(0)
+    drawn = [choose(logits, torch.zeros(2, 0), Settings(temperature=1.0), generator) for _ in range(4000)]
+    shares = torch.cat(drawn, 1)[0].bincount() / 4000
+    assert shares.tolist() == pytest.approx([0.5, 0.3, 0.15, 0.05], abs=0.03)
+    assert all(row[1].item() == 2 for row in drawn)
 
 
 def test_choose_keeps_to_top_k_top_p_and_penalty():
