@@ -7,6 +7,7 @@ python interact.py --file model.py --line 20 --n 3 --json
 python interact.py --model_path model/distilgpt2_fine_tuned_coder --temperature 0.2
 """
 
+import gc
 import json
 import logging
 import sys
@@ -56,7 +57,12 @@ def main() -> None:
     path = config.model_path or find_newest_run(ROOT / "model")
     model = load_model(path, config)
     if prompt is None:
-        Repl(model, Path(path).name, config.language, config.settings()).run()
+        Repl(
+            model,
+            Path(path).name.replace("0_GPTSingleHead", Path(path).absolute().parent.name),
+            config.language,
+            config.settings(),
+        ).run()
     else:
         print_completions(model, prompt, config)
 
@@ -92,13 +98,17 @@ def find_prompt(config: Config) -> str | None:
 def load_model(path: str, config: Config):
     """The model to complete with, on a GPU if there is one."""
     logging.basicConfig(format="%(message)s")
+    gc.disable()  # none of the objects that importing makes is garbage: to look for it, now and at exit, costs a second
     from inference import prepare
     from model import GPTSingleHead, choose_device
 
     device = choose_device()
     if config.use_cuda and device.type != "cuda":
         print("note: --use_cuda, but no GPU was found; the CPU computes", file=sys.stderr)
-    return prepare(GPTSingleHead.load(path), config.precision, device)
+    model = prepare(GPTSingleHead.load(path), config.precision, device)
+    gc.freeze()
+    gc.enable()
+    return model
 
 
 def find_newest_run(runs: Path) -> str:
