@@ -51,7 +51,7 @@ tiny: corpus/installed ## train pretrained/tiny again from nothing (0.7 GB of pa
 	$(BIN)/python dataset/convert.py --source corpus --tokenizer tiny --dataset_name base_corpus \
 		--segment_len 510 --stride 510 --split_by folder --dev_size 0.003
 	$(BIN)/python train.py --model_select tiny --from_scratch --dataset_name base_corpus --run_name tiny_base \
-		--max_seq_length 512 --per_gpu_train_batch_size 8 --max_steps 5600 --lr 2e-3 --scheduler warmupcosine \
+		--max_seq_length 512 --per_gpu_train_batch_size 8 --max_steps 4600 --lr 2e-3 --scheduler warmupcosine \
 		--warmup_ratio 0.03 --weight_decay 0.1 --evaluation_steps 400 --precision bf16 --compile on
 	$(BIN)/python -c "import torch; from model import GPTSingleHead; \
 		GPTSingleHead.load('model/tiny_base').to(torch.bfloat16).save('pretrained/tiny')"
