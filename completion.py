@@ -60,7 +60,7 @@ class Completion:
     """One candidate.
 
     Attributes:
-        text: what follows the prompt; never half a character.
+        text: what follows the prompt.
         tokens: the ids that spell it.
         mean_log_prob: mean log-probability of these tokens under the model, in nats.
         probability: joint probability of these tokens under the model.
@@ -95,7 +95,9 @@ def complete(
     """Complete a prompt. The candidates come best first (see `rank`).
 
     Args:
-        on_text: called with each further piece of the first candidate's text once it surely belongs to it.
+        model: in evaluation mode.
+        on_text: called with each further piece of the first candidate's text, in whole characters, once it surely
+            belongs to the completion.
         cancelled: asked after each token; once it is true, what there is becomes the result.
         settings: the fields of `Settings`.
     Raises:

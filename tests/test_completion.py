@@ -89,7 +89,7 @@ def test_choose_keeps_to_top_k_top_p_and_penalty():
     assert chosen(top_k=2) == {0, 1}
     assert chosen(top_p=0.75) == {0, 1}
     assert chosen(top_p=0.01) == {0}
-    assert chosen(temperature=0.01) == chosen(temperature=0) == {0}
+    assert chosen(temperature=0.01) == chosen(temperature=1e-60) == chosen(temperature=0) == {0}
     # The logits are negative: a penalty of 4 makes the first -2.8, below the second's -1.2.
     assert choose(logits, torch.tensor([[0]]), Settings(temperature=0, repetition_penalty=4.0), generator).item() == 1
 
