@@ -97,7 +97,7 @@ def choose(logits: Tensor, seen: Tensor, options: Settings, generator: torch.Gen
         logits = logits.scatter(1, seen, torch.where(scores > 0, scores / penalty, scores * penalty))
     if options.temperature == 0:
         return logits.argmax(-1, keepdim=True)
-    logits = (logits - logits.amax(-1, keepdim=True)) / options.temperature  # the largest stays finite
+    logits = logits / max(options.temperature, 1e-6)  # below that they would no longer be finite
     if 0 < options.top_k < logits.shape[1]:
         logits = logits.masked_fill(logits < logits.topk(options.top_k).values[:, -1:], -torch.inf)
     if options.top_p < 1:
