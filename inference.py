@@ -85,8 +85,7 @@ class Int8Linear(nn.Module):
 def fastest_threads(model: GPTSingleHead, available: int) -> int:
     """The number of threads with which one token takes least time here and now.
 
-    A small model gains nothing from a second thread, and where another program uses the cores, threads that wait for
-    one another cost ten times the time.
+    A small model gains nothing from a second thread, and on a machine with many cores it loses.
     """
     ids = torch.zeros(1, 1, dtype=torch.long, device=model.device)
     seconds: dict[int, float] = {}

@@ -10,6 +10,7 @@ python interact.py --model_path model/distilgpt2_fine_tuned_coder --temperature 
 import gc
 import json
 import logging
+import os
 import sys
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -98,6 +99,8 @@ def find_prompt(config: Config) -> str | None:
 def load_model(path: str, config: Config):
     """The model to complete with, on a GPU if there is one."""
     logging.basicConfig(format="%(message)s")
+    # Threads that spin while they wait for one another take 20 times as long where another program uses the cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     gc.disable()  # none of the objects that importing makes is garbage: to look for it, now and at exit, costs a second
     from inference import prepare
     from model import GPTSingleHead, choose_device
