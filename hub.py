@@ -24,7 +24,7 @@ MODEL_MAP = {
 LANGUAGES = ("python", "java")
 SPECIAL_WORDS = {"pad_token": "<pad>", "additional_special_tokens": [f"<{language}>" for language in LANGUAGES]}
 
-HUB_TIMEOUT_S = 8
+HUB_TIMEOUT_S = 5
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
 _WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 
