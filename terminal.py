@@ -28,16 +28,18 @@ OPTIONS = {
 }
 COMMANDS = (*OPTIONS, "lang", "continue", "load", "save", "help", "exit")
 HELP = """\
-Type code and it is completed. Where lines can be edited, Enter goes to the next line while a block or bracket is
-open; Enter on an empty line, or Alt-Enter anywhere, completes. Ctrl-C stops a completion and keeps what is there.
+Type code and it is completed. Where lines can be edited, Enter goes to the
+next line while a block or bracket is open; Enter on an empty line, or
+Alt-Enter anywhere, completes. Ctrl-C stops a completion and keeps what is there.
   :n 5               show 5 candidates: those that parse first, then the likeliest
   :temperature 0.2   lower is safer; 0 always takes the likeliest token
-  :stop line         end with the line; or with the block, at a blank line, or none
+  :stop line         end with the line; or with the block, at a blank line, none
   :max_length 128    most tokens to generate
   :top_k :top_p :repetition_penalty :min_probability :seed
                      as the flags of that name; any setting without a value is shown
   :lang java         change the language (as change_lang does)
-  :continue          go on where the last completion ended; :continue 2 after its 2nd candidate
+  :continue          go on where the last completion ended, or with :continue 2
+                     where its second candidate did
   :load FILE         complete at the end of a file
   :save FILE         write the last prompt and its best completion to a file
   :help              show this text
