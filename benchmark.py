@@ -9,6 +9,7 @@ out; on a GPU that of tensors.
 """
 
 import contextlib
+import ctypes
 import gc
 import importlib.util
 import json
@@ -81,6 +82,7 @@ def main() -> None:
     device = choose_device()
     can_compile = not flags.quick and (device.type == "cuda" or any(map(shutil.which, ("c++", "g++", "clang++"))))
     with tempfile.TemporaryDirectory() as scratch:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = scratch  # so that a first step shows what compilation takes
         folder = shape_folder(flags.model, flags.tokenizer, Path(scratch) / "shape")
         shape = new_model(folder, torch.device("cpu"))
         results = describe(flags, shape, device)
@@ -128,6 +130,7 @@ def enter_contenders(
         starts.append((name, fast, trainer))
     entered = []
     for name, dtype, start in starts:
+        release_heap()
         before = memory(device)
         model = contenders.new_model(folder, device)
         step = stack.enter_context(start(model, contenders.RandomRows(max(64, 2 * batch), model), batch))
@@ -290,6 +293,12 @@ def peak_memory(device: "torch.device") -> int:
     import torch
 
     return torch.cuda.max_memory_allocated() if device.type == "cuda" else memory(device, "VmHWM")
+
+
+def release_heap() -> None:
+    """Give freed memory back, or the next contender would reuse it and seem to need less."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # glibc alone has the function
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def reset_peak(device: "torch.device") -> None:
