@@ -102,35 +102,41 @@ def test_streamed_pieces_are_the_text_in_whole_characters(model):
         )
         assert "".join(pieces) == found[0].text
         assert len(pieces) > 20
-        assert len(found[0].tokens) == 60
+        assert 57 <= len(found[0].tokens) <= 60  # less the beginning of a character that was never finished
+
+
+def speak(model, ids):
+    """Make the model say these tokens over and over, when asked for the likeliest."""
+
+    class Scripted(type(model.gpt)):
+        def forward(self, input_ids, **kwargs):
+            output = super().forward(input_ids, **kwargs)
+            output.logits[:, -1, ids[self.step % len(ids)]] = 1000.0
+            self.step += 1
+            return output
+
+    model.gpt.__class__, model.gpt.step = Scripted, 0
 
 
 def test_a_character_of_several_tokens_is_streamed_once_it_is_whole(model):
     ids = model.tokenize("é漢😀")
     assert len(ids) > 3
-
-    class Scripted(type(model.gpt)):
-        def forward(self, input_ids, **kwargs):
-            output = super().forward(input_ids, **kwargs)
-            output.logits[:, -1, ids[min(self.step, len(ids) - 1)]] = 100.0
-            self.step += 1
-            return output
-
-    model.gpt.__class__, model.gpt.step = Scripted, 0
+    speak(model, ids)
     pieces = []
     complete(model, "", stop="none", temperature=0, max_new_tokens=len(ids), on_text=pieces.append)
     assert pieces == ["é", "漢", "😀"]
 
 
 def test_a_long_prompt_keeps_its_control_word_and_its_end(model):
-    prompt = "\n".join(f"x{i} = {i}" for i in range(500))
+    speak(model, model.tokenize("1"))
+    prompt = "\n".join(f"x{i} = {i}" for i in range(500)) + "\n"
     encoded = encode_prompt(model, prompt, "java", 20)
     assert encoded.ids[0] == model.control_id("java")
     assert prompt.endswith(model.tokenizer.decode(encoded.ids[1:]) + encoded.again)
-    found = complete(model, prompt, "java", stop="none", max_new_tokens=20)[0]
+    found = complete(model, prompt, "java", stop="none", temperature=0, max_new_tokens=20)[0]
     assert found.prompt_tokens_dropped == encoded.dropped > 0
     assert (found.stop_reason, len(found.tokens)) == ("length", 20)
-    found = complete(model, prompt, "java", stop="none", max_new_tokens=10_000)[0]
+    found = complete(model, prompt, "java", stop="none", temperature=0, max_new_tokens=10_000)[0]
     assert found.stop_reason == "context"
     assert len(found.tokens) == pytest.approx(context_length(model) / 2, abs=2)
 
@@ -148,8 +154,9 @@ def test_the_end_of_the_prompt_is_generated_again_and_not_shown(model, prompt):
 
 
 def test_cancelling_keeps_what_there_is(model):
+    speak(model, model.tokenize("1"))
     calls = iter([False, False, True])
-    found = complete(model, PROMPT, stop="none", seed=0, cancelled=lambda: next(calls))[0]
+    found = complete(model, PROMPT + "\n", stop="none", temperature=0, cancelled=lambda: next(calls))[0]
     assert found.stop_reason == "interrupted"
     assert not found.finished
     assert 2 <= len(found.tokens) <= 3
