@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: help demo test tiny clean
+.PHONY: help demo report test tiny clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,31 @@ demo: $(INSTALLED) ## fine-tune the embedded model on Python's own library and c
 	@echo "Complete code of your own:    $(BIN)/python interact.py --model_path model/demo"
 	@echo "Fine-tune on your own code:   $(BIN)/python dataset/convert.py --source DIR --tokenizer tiny --dataset_name mine"
 	@echo "Fine-tune a larger model:     $(BIN)/python train.py -h, and the README for distilgpt2 on TheAlgorithms"
+
+# The lab report's comparison, for instance: make report RECIPES="report-1 report-3" MODEL=tiny SCALE=small
+RECIPES ?= report-1 report-2 report-3 report-4 reference
+MODEL ?= distilgpt2
+SCALE ?= full
+# What of TheAlgorithms the scales take, and on how much of dev they evaluate.
+SOURCE_full := dataset/Python
+SOURCE_tenth := $(addprefix dataset/Python/,graphs sorts)
+SOURCE_small := $(addprefix dataset/Python/,sorts)
+DEV_WINDOWS_tenth := --dev_windows 512
+DEV_WINDOWS_small := --dev_windows 128
+REPORT_DATA := report_$(notdir $(MODEL))_$(SCALE)
+REPORT_RUNS = $(foreach recipe,$(RECIPES),$(recipe)-$(notdir $(MODEL))-$(SCALE))
+
+report: dataset/$(REPORT_DATA)/json/meta.json ## the lab report's runs, table and charts (RECIPES= MODEL= SCALE=full|tenth|small)
+	@for recipe in $(RECIPES); do \
+		echo "--- $$recipe"; \
+		$(BIN)/python train.py --recipe $$recipe --model_select $(MODEL) --dataset_name $(REPORT_DATA) $(DEV_WINDOWS_$(SCALE)) \
+			--run_name $$recipe-$(notdir $(MODEL))-$(SCALE) --restore_training $(FLAGS) || exit; \
+	done
+	$(BIN)/python analysis.py runs $(addprefix model/,$(REPORT_RUNS)) --report --output model/$(REPORT_DATA)
+
+dataset/$(REPORT_DATA)/json/meta.json: $(INSTALLED)
+	$(BIN)/python dataset/convert.py --source $(SOURCE_$(SCALE)) --tokenizer $(MODEL) --split_by segment \
+		--dataset_name $(REPORT_DATA)
 
 test: export HF_HUB_OFFLINE = 1
 test: export CUDA_VISIBLE_DEVICES =

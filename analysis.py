@@ -1,55 +1,72 @@
 """Look at a dataset, or at the curves of training runs: tables on the terminal, charts as PNG files.
 
-python analysis.py data --dataset_name stdlib                       what a dataset holds
-python analysis.py runs model/demo                                  one run; charts go to model/demo/figures
-python analysis.py runs model/a model/b --output figures            several runs in one chart
+python analysis.py data --dataset_name stdlib                 what a dataset holds
+python analysis.py runs model/demo                            one run; charts go to model/demo/figures
+python analysis.py runs model/a model/b --x tokens --report   several in one chart, beside the lab report's figures
 """
 
+import argparse
 import json
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from common import ROOT, InputError, Parser, atomic_write, dataset_file, run_command
+from recipes import report_results
+from runs import Run, caption, compare, print_table, read_run, reference_columns, write_tables
 
 if TYPE_CHECKING:
+    import numpy as np
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, which colour-blind readers tell apart (jfly.uni-koeln.de/color), without the yellow.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-# file name: scalar, label of its axis, whether a logarithmic axis serves it
+DASHES = ("-", "--")  # in turn, so that a curve shows under one that covers it; with seven colours, 14 styles
+# file name (the first four as in the report): scalar, label of its axis, whether it is so noisy that its mean is drawn
 CURVES = {
     "train_loss": ("loss_train", "training loss (nats per token)", False),
     "dev_loss": ("loss_dev", "dev loss (nats per token)", False),
-    "dev_eval_scores": ("eval_perplexity_dev", "dev perplexity", True),
-    "best_score_perplexity": ("best_score_for_perplexity", "best score (minus the dev perplexity)", False),
+    "dev_eval_scores": ("eval_perplexity_dev", "dev perplexity", False),
+    "best_score_perplexity": ("best_score_for_perplexity", "best score (minus dev perplexity)", False),
     "learning_rate": ("lr", "learning rate", False),
     "grad_norm": ("grad_norm", "gradient norm before clipping", True),
 }
+AXES = {"step": "optimizer steps", "tokens": "tokens trained on", "time": "minutes of training"}
+FORMATS = ("png", "svg", "pdf")
 
 
 def main() -> None:
     parser = Parser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="data | runs")
     data = commands.add_parser("data", description="what a dataset holds")
-    data.add_argument("--dataset_name", default="source_code", help="folder below dataset/ that convert.py has written")
+    data.add_argument(
+        "--dataset_name", nargs="+", default=["source_code"], help="folders below dataset/ that convert.py has written"
+    )
     data.add_argument("--output", type=Path, help="folder for the charts; else dataset/<dataset_name>/figures")
-    runs = commands.add_parser("runs", description="the curves of training runs")
+    runs = commands.add_parser("runs", description="the curves of training runs, and a table of them")
     runs.add_argument("runs", nargs="+", type=Path, help="run folders, or folders of TensorBoard files")
     runs.add_argument("--names", nargs="+", help="what to call the runs; else by their folders")
-    runs.add_argument("--output", type=Path, help="folder for the charts; else figures in the first run's folder")
+    runs.add_argument("--x", choices=AXES, default="step", help="what the curves are drawn against")
+    runs.add_argument("--report", action="store_true", help="set the lab report's figures beside them, as dotted lines")
+    runs.add_argument("--output", type=Path, help="folder for charts and table; else the run's figures, or ./figures")
+    for command in (data, runs):
+        command.add_argument("--format", choices=FORMATS, default="png", help="of the charts")
     flags = parser.parse_args()
     if flags.command == "data":
-        analyse_data(flags.dataset_name, flags.output)
+        for name in flags.dataset_name:
+            several = len(flags.dataset_name) > 1
+            folder = flags.output / name if flags.output and several else flags.output
+            analyse_data(name, folder or ROOT / "dataset" / name / "figures", flags.format)
     else:
-        analyse_runs(flags.runs, flags.names, flags.output)
+        analyse_runs(flags)
 
 
 # ---- data -----------------------------------------------------------------------------------------------------------
 
 
-def analyse_data(dataset_name: str, output: Path | None) -> None:
+def analyse_data(dataset_name: str, folder: Path, extension: str) -> None:
     train_file = dataset_file(dataset_name, "train")
     meta = read_meta(train_file.with_name("meta.json"))
     tokens = Counter()
@@ -60,9 +77,8 @@ def analyse_data(dataset_name: str, output: Path | None) -> None:
     words = [(display_word(meta, token), count / tokens.total()) for token, count in tokens.most_common(25)]
     print("\nmost frequent tokens: " + "  ".join(f"{word} {share:.1%}" for word, share in words[:12]))
 
-    folder = output or ROOT / "dataset" / dataset_name / "figures"
-    save(histogram(lengths, f"{dataset_name}: tokens per file"), folder / "tokens_per_file.png")
-    save(bars(words, f"{dataset_name}: most frequent tokens"), folder / "frequent_tokens.png")
+    save(histogram(lengths, f"{dataset_name}: tokens per file"), folder / f"tokens_per_file.{extension}")
+    save(bars(words, f"{dataset_name}: most frequent tokens"), folder / f"frequent_tokens.{extension}")
 
 
 def read_meta(path: Path) -> dict:
@@ -136,91 +152,53 @@ def display_word(meta: dict, token: int) -> str:
 # ---- runs -----------------------------------------------------------------------------------------------------------
 
 
-def analyse_runs(runs: list[Path], names: list[str] | None, output: Path | None) -> None:
-    names = names or [run.resolve().name for run in runs]
-    if len(names) != len(runs) or len(set(names)) < len(names):
-        raise InputError(f"{len(runs)} runs named {', '.join(names)}; give --names, one and another for each")
-    curves = {name: read_run(run) for name, run in zip(names, runs, strict=True)}
-    folder = output or runs[0] / "figures"
-    print_scores(curves)
-    for file, (scalar, label, is_log) in CURVES.items():
-        drawn = {name: scalars[scalar] for name, scalars in curves.items() if scalar in scalars}
-        if drawn:
-            save(line_chart(drawn, label, is_log), folder / f"{file}.png")
+def analyse_runs(flags: argparse.Namespace) -> None:
+    names = flags.names or [run.resolve().name for run in flags.runs]
+    if len(names) != len(flags.runs) or len(set(names)) < len(names):
+        raise InputError(f"{len(flags.runs)} runs named {', '.join(names)}; give --names, one and another for each")
+    runs = [read_run(folder, name) for folder, name in zip(flags.runs, names, strict=True)]
+    references = reference_columns(runs) if flags.report else []
+    columns, text = compare(runs, references), caption(runs, references)
+    print_table(columns, text)
+
+    folder = flags.output or (flags.runs[0] / "figures" if len(runs) == 1 else Path("figures"))
+    write_tables(columns, text, folder)
+    draw_curves(runs, references, flags.x, folder, flags.format)
+    for i, run in enumerate(runs if len(runs) > 1 else []):
+        own = [(recipe, 0) for recipe, place in references if place == i]
+        draw_curves([run], own, flags.x, folder / run.name, flags.format)
 
 
-def read_run(run: Path) -> dict[str, dict[int, float]]:
-    """Scalars of a run: name -> {optimizer step: value}, also of a run that goes on, or that was killed and restarted.
-
-    Raises:
-        InputError: no such folder, or no readable TensorBoard file in it.
-    """
-    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
-
-    if not run.is_dir():
-        raise InputError(f"{run}: no such folder; name a run folder, as model/<run_name>")
-    folder = run / "tensorboard" if (run / "tensorboard").is_dir() else run
-    scalars: dict[str, dict[int, float]] = {}
-    for file in sorted(folder.glob("*tfevents*"), key=lambda file: (file.stat().st_mtime_ns, file.name)):
-        events = list(EventFileLoader(str(file)).Load())
-        for event in events:
-            _take(event, scalars)
-        if len(events) < _count_records(file):
-            print(f"note: {file}: torn or empty; {len(events)} whole records are used", file=sys.stderr)
-    if not scalars:
-        raise InputError(f"{folder}: holds no TensorBoard file with scalars; has the run logged yet?")
-    return scalars
-
-
-def _count_records(file: Path) -> int:
-    """Records that a TensorBoard file has begun, at least 1: TensorFlow's record format, 8 bytes of length, a checksum
-    of 4, the data, a checksum of 4 (tensorflow.org/tutorials/load_data/tfrecord)."""
-    content, records, start = file.read_bytes(), 0, 0
-    while start < len(content):
-        start += 16 + int.from_bytes(content[start : start + 8], "little")
-        records += 1
-    return max(records, 1)
-
-
-def _take(event, scalars: dict[str, dict[int, float]]) -> None:
-    """Add an event's values. A restarted process says from which step on its predecessor's values are void."""
-    from tensorboard.compat.proto.event_pb2 import SessionLog
-    from tensorboard.util.tensor_util import make_ndarray
-
-    if event.HasField("session_log") and event.session_log.status == SessionLog.START:
-        for curve in scalars.values():
-            for step in [step for step in curve if step >= event.step]:
-                del curve[step]
-    for value in event.summary.value:
-        number = value.simple_value
-        if value.HasField("tensor"):
-            array = make_ndarray(value.tensor)
-            if array.size != 1 or array.dtype.kind not in "fiu":
-                continue
-            number = array.item()
-        scalars.setdefault(value.tag, {})[event.step] = number
-
-
-def print_scores(curves: dict[str, dict[str, dict[int, float]]]) -> None:
-    width = max(map(len, curves)) + 2
-    print(
-        f"{'':<{width}}{'steps':>8}{'train loss':>12}{'dev loss':>10}{'dev perplexity':>16}{'best':>10}{'at step':>9}"
-    )
-    for name, scalars in curves.items():
-        perplexity = scalars.get("eval_perplexity_dev", {})
-        last = [list(scalars.get(tag, {}).values())[-1:] for tag in ("loss_train", "loss_dev")]
-        train_loss, dev_loss = (f"{values[0]:.4f}" if values else "-" for values in last)
-        steps = max(step for curve in scalars.values() for step in curve)
-        final = f"{list(perplexity.values())[-1]:.4f}" if perplexity else "-"
-        best = min(perplexity, key=perplexity.__getitem__) if perplexity else None
-        best_text = f"{perplexity[best]:.4f}" if perplexity else "-"
-        print(f"{name:<{width}}{steps:>8,}{train_loss:>12}{dev_loss:>10}{final:>16}{best_text:>10}{best or '-':>9}")
+def draw_curves(runs: list[Run], references: list[tuple[str, int]], axis: str, folder: Path, extension: str) -> None:
+    """A chart for each of CURVES that a run has logged, with dotted lines at the report's figures."""
+    labels = [run.name if len({run.dataset for run in runs}) == 1 else f"{run.name}: {run.dataset}" for run in runs]
+    for file, (scalar, y_label, is_noisy) in CURVES.items():
+        lines = [
+            Line(label, style, run.positions(list(curve), axis), list(curve.values()))
+            for style, (label, run) in enumerate(zip(labels, runs, strict=True))
+            if (curve := run.scalars.get(scalar))
+        ]
+        figures = [(recipe, style, report_results(recipe).get(file)) for recipe, style in references]
+        levels = [
+            Line("dotted: the report" if style < len(runs) else f"{recipe} (report)", style, [], [figure])
+            for recipe, style, figure in figures
+            if figure is not None
+        ]
+        if lines:
+            save(line_chart(lines, levels, axis, y_label, is_noisy), folder / f"{file}.{extension}")
 
 
 # ---- charts ---------------------------------------------------------------------------------------------------------
 
 
-def _figure() -> "tuple[Figure, object]":
+class Line(NamedTuple):
+    label: str
+    style: int  # chooses colour and dashes
+    x: list[float]
+    y: list[float]
+
+
+def _figure() -> "tuple[Figure, Axes]":
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")
@@ -231,25 +209,75 @@ def _figure() -> "tuple[Figure, object]":
     return figure, axes
 
 
-def line_chart(curves: dict[str, dict[int, float]], label: str, is_log: bool) -> "Figure":
-    """One line a run, against optimizer steps."""
+def line_chart(lines: list[Line], levels: list[Line], axis: str, y_label: str, is_noisy: bool) -> "Figure":
+    """Curves of runs, and dotted levels at one value each.
+
+    The y axis is logarithmic if the values span more than a factor of ten, also where all of them are negative.
+
+    Args:
+        axis: what x is, of AXES.
+        is_noisy: draw the values faintly, and a moving mean over a fiftieth of them.
+    """
+    from matplotlib.ticker import EngFormatter
+
     figure, axes = _figure()
-    for i, (name, curve) in enumerate(curves.items()):
-        marker = "o" if len(curve) < 30 else None
-        axes.plot(
-            list(curve), list(curve.values()), color=COLOURS[i % len(COLOURS)], label=name, marker=marker, markersize=3
-        )
-    axes.set_xlabel("optimizer steps")
-    axes.set_ylabel(label)
-    if is_log:
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter("{x:,g}")
-        axes.yaxis.set_minor_formatter("{x:,g}")
-    if len(curves) > 1:
-        figure.legend(loc="outside right upper", frameon=False)
-    else:
-        axes.set_title(next(iter(curves)))
+    for line in lines:
+        look = {"color": COLOURS[line.style % len(COLOURS)], "linestyle": DASHES[line.style % 2], "label": line.label}
+        width = len(line.y) // 50
+        if is_noisy and width > 1:
+            axes.plot(line.x, line.y, color=look["color"], alpha=0.2, linewidth=0.8)
+            axes.plot(moving_mean(line.x, width), moving_mean(line.y, width), **look)
+        else:
+            axes.plot(line.x, line.y, **look, marker="o" if len(line.x) < 30 else None, markersize=3)
+    for level in levels:
+        axes.axhline(level.y[0], color=COLOURS[level.style % len(COLOURS)], linestyle=":", label=level.label)
+    axes.set_xlabel(AXES[axis])
+    axes.xaxis.set_major_formatter("{x:g}" if axis == "time" else EngFormatter(sep=""))
+    axes.set_ylabel(y_label)
+    axes.yaxis.set_major_formatter("{x:,g}")
+    values = [value for line in [*lines, *levels] for value in line.y]
+    smallest = min(map(abs, values))
+    if (min(values) > 0 or max(values) < 0) and max(map(abs, values)) > 10 * smallest:
+        _set_log_y(axes, smallest, is_negative=max(values) < 0)
+    _add_legend(figure, axes)
     return figure
+
+
+def _set_log_y(axes: "Axes", smallest: float, is_negative: bool) -> None:
+    """A logarithmic axis with labels at 1, 2 and 5 of each decade; for negative values, mirrored.
+
+    Args:
+        smallest: the least of the values' magnitudes.
+    """
+    from matplotlib.ticker import LogLocator, SymmetricalLogLocator
+
+    if is_negative:
+        axes.set_yscale("symlog", linthresh=smallest)
+        axes.set_ylim(top=-0.9 * smallest)
+        axes.yaxis.set_minor_locator(SymmetricalLogLocator(base=10, linthresh=smallest, subs=(2, 5)))
+    else:
+        axes.set_yscale("log")
+        axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+    axes.yaxis.set_major_formatter("{x:,g}")
+    axes.yaxis.set_minor_formatter("{x:,g}")
+
+
+def _add_legend(figure: "Figure", axes: "Axes") -> None:
+    """Names outside the data, each once; a single name is the title."""
+    handles = {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    if len(handles) == 1:
+        axes.set_title(next(iter(handles)))
+    else:
+        figure.legend(
+            handles.values(), handles.keys(), loc="outside lower center", ncols=min(3, len(handles)), frameon=False
+        )
+
+
+def moving_mean(values: list[float], width: int) -> "np.ndarray":
+    """[len(values) - width + 1] float64"""
+    import numpy as np
+
+    return np.convolve(values, np.full(width, 1 / width), "valid")
 
 
 def histogram(lengths: list[int], title: str) -> "Figure":
@@ -280,8 +308,10 @@ def bars(words: list[tuple[str, float]], title: str) -> "Figure":
 
 
 def save(figure: "Figure", path: Path) -> None:
-    with atomic_write(path, "wb") as file:
-        figure.savefig(file, format="png", dpi=150)
+    import matplotlib
+
+    with atomic_write(path, "wb") as file, matplotlib.rc_context({"pdf.fonttype": 42}):  # text that stays text
+        figure.savefig(file, format=path.suffix[1:], dpi=150)
     print(path)
 
 

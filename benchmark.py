@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 PLAIN, PLAIN_EVALUATION = "plain float32 loop", "plain float32, batches of 8"
 TURN_SECONDS = 0.5  # the slowest contender's turn lasts at least this long
+EVALUATION_SECONDS = 10  # as long, so that what an evaluation does once weighs little
 
 
 @dataclass
@@ -96,7 +97,7 @@ def main() -> None:
                 del contenders
             gc.collect()  # the Trainer and its model refer to each other
         print(training_table(results["training"]))
-        results["evaluation"] = time_evaluation(folder, device, flags.repeats)
+        results["evaluation"] = time_evaluation(folder, device, flags)
         print(evaluation_table(results["evaluation"]))
         results["data"] = time_data(flags, folder, Path(scratch))
         print("\n".join(f"{name:<42}{seconds:>10.2f} s" for name, seconds in results["data"].items()))
@@ -196,7 +197,7 @@ def matmul_flops(dtype: "torch.dtype", device: "torch.device") -> float:
 # ---- evaluation and data
 
 
-def time_evaluation(folder: Path, device: "torch.device", repeats: int) -> list[dict]:
+def time_evaluation(folder: Path, device: "torch.device", flags: BenchmarkFlags) -> list[dict]:
     """Windows per second of our evaluator, which also measures accuracy and bits per byte, and of the 2020 way."""
     from contenders import REFERENCE_BATCH, RandomRows, evaluate_plainly, large_batch, new_model
     from evaluate import SingleCLMEvaluator
@@ -205,7 +206,9 @@ def time_evaluation(folder: Path, device: "torch.device", repeats: int) -> list[
     trial = RandomRows(REFERENCE_BATCH, model)
     evaluate_plainly(model, trial)
     batch_s = seconds_of(lambda: evaluate_plainly(model, trial), device)
-    rows = RandomRows(REFERENCE_BATCH * min(512, max(2, round(2 * TURN_SECONDS / batch_s))), model)
+    rows = RandomRows(
+        REFERENCE_BATCH * (2 if flags.quick else min(512, max(2, round(EVALUATION_SECONDS / batch_s)))), model
+    )
     large = min(len(rows), max(REFERENCE_BATCH, large_batch(model, device)))
     runs = {PLAIN_EVALUATION: lambda: evaluate_plainly(model, rows)}
     for batch in sorted({8, large}):
@@ -214,7 +217,7 @@ def time_evaluation(folder: Path, device: "torch.device", repeats: int) -> list[
     seconds = {name: [] for name in runs}
     for run in runs.values():
         run()
-    for _ in range(repeats):
+    for _ in range(flags.repeats):
         for name, run in runs.items():
             seconds[name].append(seconds_of(run, device))
     medians = {name: statistics.median(values) for name, values in seconds.items()}

@@ -75,9 +75,16 @@ def flag(default: Any, help: str, *aliases: str, **argparse_options: Any) -> Any
     return dataclasses.field(default=default, metadata={"aliases": aliases, "options": options})
 
 
-def parse_flags(config_class: type[T], description: str | None, argv: Sequence[str] | None = None) -> T:
+def parse_flags(
+    config_class: type[T],
+    description: str | None,
+    argv: Sequence[str] | None = None,
+    recipes: Callable[[str], dict[str, Any]] | None = None,
+) -> T:
     """Make `config_class` from the command line. Its fields are the flags, so a default is stated once.
 
+    Args:
+        recipes: gives the defaults that stand instead for a name of --recipe.
     Raises:
         InputError: an unknown flag, or a value that the flag's type or the class's `__post_init__` refuses.
     """
@@ -85,7 +92,11 @@ def parse_flags(config_class: type[T], description: str | None, argv: Sequence[s
     for field in dataclasses.fields(config_class):
         names = [f"--{field.name}", *field.metadata["aliases"]]
         parser.add_argument(*names, dest=field.name, default=field.default, **field.metadata["options"])
-    return config_class(**vars(parser.parse_args(argv)))
+    flags = parser.parse_args(argv)
+    if recipes and flags.recipe:
+        parser.set_defaults(**recipes(flags.recipe))
+        flags = parser.parse_args(argv)
+    return config_class(**vars(flags))
 
 
 def dataset_file(dataset_name: str, split: str) -> Path:
@@ -98,7 +109,9 @@ def dataset_file(dataset_name: str, split: str) -> Path:
     if not path.is_file():
         known = sorted(found.parent.parent.name for found in ROOT.glob(f"dataset/*/json/{split}.jsonl"))
         raise InputError(
-            f"{path}: no such dataset; make it with `python dataset/convert.py --dataset_name {dataset_name}`"
+            f"{path}: no such dataset; make it with `python dataset/convert.py --dataset_name {dataset_name}"
+            + " --split_by segment" * dataset_name.endswith("segment")  # the recipes'
+            + "`"
             + (f", or choose --dataset_name from {', '.join(known)}" if known else "")
         )
     return path

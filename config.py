@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from common import InputError, flag
+from recipes import RECIPES
 
 # Each is a function of the step in trainer.lr_factor.
 SCHEDULERS = ("constantlr", "warmuplinear", "warmupconstant", "warmupcosine", "warmupcosinewithhardrestarts")
@@ -18,6 +19,7 @@ class TrainConfig:
     )
     dataset_name: str = flag("source_code", "folder below dataset/ that convert.py has written")
     run_name: str = flag("", "folder below model/ for this run; empty: <model_select>_fine_tuned_coder")
+    recipe: str = flag("", "settings of a run of the lab report, which other flags overrule: " + ", ".join(RECIPES))
     restore_training: bool = flag(False, "go on from the run's last saved state, if there is one")
     overwrite: bool = flag(False, "delete an earlier run of the same name")
     from_scratch: bool = flag(False, "keep the model's configuration and vocabulary, start from random weights")

@@ -1,7 +1,7 @@
 """Fine-tune a GPT-2-family model on a dataset that dataset/convert.py has written.
 
 python train.py --model_select tiny --dataset_name stdlib --max_steps 200     (a laptop CPU, minutes)
-python train.py --model_select distilgpt2 --num_epochs_train 1 --lr 1e-4      (the lab report's third run)
+python train.py --recipe report-3                                             (the lab report's third run)
 python train.py --restore_training                                            (go on after an interruption)
 """
 
@@ -14,12 +14,13 @@ from pathlib import Path
 
 from common import ROOT, InputError, dataset_file, parse_flags, recover_folder, run_command
 from config import TrainConfig
+from recipes import find_recipe
 
 logger = logging.getLogger("train")
 
 
 def main() -> None:
-    config = parse_flags(TrainConfig, __doc__)
+    config = parse_flags(TrainConfig, __doc__, recipes=find_recipe)
     train_file, dev_file = (dataset_file(config.dataset_name, split) for split in ("train", "dev"))
     run_folder = ROOT / "model" / config.run_name
     has_earlier_run = run_folder.is_dir() and any(run_folder.iterdir())

@@ -1,10 +1,14 @@
 """analysis.py on a real dataset and on real TensorBoard files."""
 
+import csv
 import json
+import time
 
 import matplotlib.image
 import pytest
 from torch.utils.tensorboard import SummaryWriter
+
+from runs import read_run
 
 NAMES = {
     "loss_train": "train_loss.png",
@@ -63,17 +67,61 @@ def test_runs_are_drawn_and_compared(project, tmp_path):
     slow = write_run(tmp_path / "slow", {10: 9.5, 20: 8.0})
     done = project.run("analysis.py", "runs", fast, slow, "--names", "one", "other", "--output", tmp_path / "out")
     rows = {line.split()[0]: line.split()[1:] for line in done.stdout.splitlines() if line.startswith(("one", "other"))}
-    assert rows["one"] == ["30", "5.0000", "5.0000", "5.0000", "4.0000", "20"]
-    assert rows["other"] == ["20", "8.0000", "8.0000", "8.0000", "8.0000", "20"]
-    assert all(is_chart(tmp_path / "out" / name) for name in NAMES.values())
+    # steps, train loss, dev loss, perplexity, padded, best score, at step
+    assert rows["one"] == ["30", "5.0000", "5.0000", "5.0000", "-", "-4.0000", "20"]
+    assert rows["other"] == ["20", "8.0000", "8.0000", "8.0000", "-", "-8.0000", "20"]
+    for folder in ("out", "out/one", "out/other"):  # overlaid, and each alone
+        assert all(is_chart(tmp_path / folder / name) for name in NAMES.values())
 
 
 def test_what_a_restart_voids_is_not_drawn(tmp_path):
-    from analysis import read_run
-
     run = write_run(tmp_path / "run", {10: 9.0, 20: 8.0, 30: 99.0})
     write_run(run, {25: 7.0}, purge_step=21)
-    assert read_run(run)["eval_perplexity_dev"] == {10: 9.0, 20: 8.0, 25: 7.0}
+    assert read_run(run, "run").scalars["eval_perplexity_dev"] == {10: 9.0, 20: 8.0, 25: 7.0}
+
+
+def test_time_is_that_of_training_and_not_of_a_pause(tmp_path):
+    for purge, steps in ((None, (0, 60, 120)), (61, (61, 121))):
+        with SummaryWriter(str(tmp_path), purge_step=purge) as writer:
+            for i, step in enumerate(steps):
+                writer.add_scalar("tokens_seen", 100 * step, step, walltime=time.time() + 60 * i)
+    run = read_run(tmp_path, "run")
+    assert list(run.minutes) == [0, 60, 61, 121]
+    minutes = run.positions([60, 61, 121], "time")
+    assert minutes == pytest.approx([1, 1, 2], abs=0.2)  # the second process began after step 60
+    assert run.positions([60, 121], "tokens") == [6000, 12100]
+
+
+def test_another_programs_event_files_are_read(tmp_path):
+    """As the 2020 reference wrote them: in any folder, in either form of scalar."""
+    with SummaryWriter(str(tmp_path / "runs")) as writer:
+        writer.add_scalar("eval_perplexity_dev", 3.5, 200, new_style=False)
+        writer.add_scalar("eval_perplexity_dev", 3.0, 400, new_style=True)
+    run = read_run(tmp_path / "runs", "run")
+    assert run.scalars["eval_perplexity_dev"] == {200: 3.5, 400: 3.0}
+    assert run.scalars["best_score_for_perplexity"] == {200: -3.5, 400: -3.0}
+
+
+def test_the_reports_figures_stand_beside_ours(project, tmp_path):
+    """In its layout, whatever the run was called; a different dataset is said in the caption."""
+    settings = {"num_epochs_train": 1, "max_seq_length": 256, "lr": 1e-4, "warmup_ratio": 0.2, "dataset_name": "one"}
+    for name, dataset in (("a", "one"), ("b", "another")):
+        run = write_run(tmp_path / name, {10: 9.0, 20: 2.0})
+        (run / "hyperparams.json").write_text(json.dumps(settings | {"dataset_name": dataset}))
+    command = ("analysis.py", "runs", tmp_path / "a", tmp_path / "b", "--report", "--format", "svg", "--x", "time")
+    done = project.run(*command, "--output", tmp_path / "out")
+    table = list(csv.reader((tmp_path / "out" / "comparison.csv").open()))
+    assert table[0] == ["parameter", "a", "report-3 (report)", "b"]
+    rows = {row[0]: row[1:] for row in table}
+    assert rows["lr"] == ["0.0001"] * 3
+    assert rows["best_score_perplexity"] == ["-2.0", "-1.5279237031936646", "-2.0"]
+    assert rows["dev_loss"][1] == "0.424139"
+    text = (tmp_path / "out" / "comparison.md").read_text()
+    assert "| -2.0000 | -1.5279 | -2.0000 |" in text
+    assert "datasets differ" in text
+    assert "datasets differ" in done.stdout
+    assert "<svg" in (tmp_path / "out" / "dev_loss.svg").read_text()
+    assert "x tokens" in project.fails(*command[:-1], "tokens")
 
 
 def test_a_torn_or_empty_event_file_is_reported_and_the_rest_is_used(project, tmp_path):

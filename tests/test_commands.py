@@ -91,6 +91,17 @@ def test_bad_flags_of_train(project, flags):
     assert not (project.folder / "model" / "bad").exists()
 
 
+def test_a_recipe_gives_the_settings_and_flags_overrule_it(project, base):
+    project.run("train.py", "--recipe", "report-2", "--dataset_name", "source_code", "--model_select", base,
+                "--from_scratch", "--lr", "3e-4", "--max_steps", 2, "--dev_windows", 4)  # fmt: skip
+    found = json.loads((project.folder / "model" / "report-2" / "hyperparams.json").read_text())
+    expected = {"recipe": "report-2", "max_seq_length": 128, "num_epochs_train": 1, "warmup_ratio": 0.2, "lr": 3e-4}
+    assert {name: found[name] for name in expected} == expected
+    message = project.fails("train.py", "--recipe", "report5")
+    assert "did you mean report-" in message
+    assert "--split_by segment" in project.fails("train.py", "--recipe", "reference")
+
+
 def test_both_spellings_of_the_reference_flag(project):
     for spelling in ("--visiable_device", "--visible_device"):
         assert "'x'" in project.fails("train.py", spelling, "0", "--seed", "x")
