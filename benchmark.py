@@ -9,7 +9,6 @@ out; on a GPU that of tensors.
 """
 
 import contextlib
-import ctypes
 import gc
 import importlib.util
 import json
@@ -28,7 +27,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common import ROOT, InputError, atomic_write, flag, parse_flags, run_command
+from common import ROOT, InputError, atomic_write, flag, keep_freed_memory, parse_flags, run_command
 
 if TYPE_CHECKING:
     import torch
@@ -131,7 +130,7 @@ def enter_contenders(
         starts.append((name, fast, trainer))
     entered = []
     for name, dtype, start in starts:
-        release_heap()
+        keep_freed_memory(False)
         before = memory(device)
         model = contenders.new_model(folder, device)
         step = stack.enter_context(start(model, contenders.RandomRows(max(64, 2 * batch), model), batch))
@@ -145,7 +144,7 @@ def enter_contenders(
 def time_training(
     contenders: list[Contender], batch: int, repeats: int, model: "GPTSingleHead", device: "torch.device"
 ) -> list[dict]:
-    """Let the contenders take turns of as many steps each; a matrix product takes its turns between them."""
+    """Let the contenders take turns of as many steps each, after one for practice; between them a matrix product."""
     from contenders import flops_per_token
 
     slowest = max(seconds_of(contender.step, device) for contender in contenders)
@@ -157,6 +156,8 @@ def time_training(
         for dtype in dtypes:
             ceilings[dtype].append(matmul_flops(dtype, device))
         for contender in contenders:
+            keep_freed_memory(contender.name.startswith("ours"))  # as train.py does; the others have it as it is
+            contender.step()
             seconds[contender.name].append(seconds_of(contender.step, device, steps) / steps)
     plain = statistics.median(seconds[PLAIN])
     results = []
@@ -219,6 +220,7 @@ def time_evaluation(folder: Path, device: "torch.device", flags: BenchmarkFlags)
         run()
     for _ in range(flags.repeats):
         for name, run in runs.items():
+            keep_freed_memory(name != PLAIN_EVALUATION)
             seconds[name].append(seconds_of(run, device))
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     plain = medians[PLAIN_EVALUATION]
@@ -296,12 +298,6 @@ def peak_memory(device: "torch.device") -> int:
     import torch
 
     return torch.cuda.max_memory_allocated() if device.type == "cuda" else memory(device, "VmHWM")
-
-
-def release_heap() -> None:
-    """Give freed memory back, or the next contender would reuse it and seem to need less."""
-    with contextlib.suppress(AttributeError, OSError, TypeError):  # glibc alone has the function
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def reset_peak(device: "torch.device") -> None:

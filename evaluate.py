@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common import atomic_write, dataset_file, flag, parse_flags, run_command
+from common import atomic_write, dataset_file, flag, keep_freed_memory, parse_flags, run_command
 from config import PRECISIONS
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class SingleCLMEvaluator:
         import torch
 
         from data import TokenBatches, pad_id
-        from model import autocast, choose_dtype, token_nats
+        from model import autocast, choose_dtype
         from parallel import all_sum, rank, world_size
 
         device = model.device
@@ -83,16 +83,15 @@ class SingleCLMEvaluator:
         sums = torch.zeros(5, dtype=torch.float64, device=device)
         was_training = model.training
         model.eval()
-        for batch_rows, width in zip(rows.split(self.batch_size), widths, strict=True):
-            ids, labels = batches.gather(batch_rows)
-            ids, labels = ids[:, :width], labels[:, :width]
-            with torch.inference_mode(), autocast(device, dtype):
-                logits = model.logits(ids).float()  # [B, width, V]; once, as argmax in bf16 is six times as slow
-            nats, targets = token_nats(logits, labels), labels[:, 1:]  # [B, width - 1]
-            target_bytes = bytes_of[targets.clamp(min=0)] * (targets >= 0)
-            hits = logits[:, :-1].argmax(-1) == targets
-            for i, values in enumerate((nats, targets >= 0, nats * (target_bytes > 0), target_bytes, hits)):
-                sums[i] += values.sum(dtype=torch.float64)
+        with torch.inference_mode(), autocast(device, dtype):  # which keeps the weights that it has cast to the end
+            for batch_rows, width in zip(rows.split(self.batch_size), widths, strict=True):
+                ids, labels = batches.gather(batch_rows)
+                ids, labels = ids[:, :width], labels[:, :width]
+                nats, hits = model.scores(ids, labels)  # [B, width - 1]
+                targets = labels[:, 1:]
+                target_bytes = bytes_of[targets.clamp(min=0)] * (targets >= 0)
+                for i, values in enumerate((nats, targets >= 0, nats * (target_bytes > 0), target_bytes, hits)):
+                    sums[i] += values.sum(dtype=torch.float64)
         model.train(was_training)
         return _results(*all_sum(sums).tolist(), positions)
 
@@ -149,6 +148,7 @@ def main() -> None:
     from hub import SPECIAL_WORDS
     from model import GPTSingleHead, choose_device
 
+    keep_freed_memory()
     torch.manual_seed(0)  # the rows of control words that a base model lacks
     model = GPTSingleHead.load(flags.model_path)
     model.add_special_words(SPECIAL_WORDS)

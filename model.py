@@ -9,14 +9,13 @@ import torch.nn.functional as F
 import transformers
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel
 
 from common import InputError, recover_folder
 from hub import find_pretrained
+from loss import IGNORED, next_token_nats, next_token_scores
 
 logger = logging.getLogger(__name__)
-
-IGNORED = -100  # the label that counts in no loss (PyTorch's own default for cross_entropy)
 
 
 class GPTSingleHead(nn.Module):
@@ -117,6 +116,24 @@ class GPTSingleHead(nn.Module):
         """
         return self.gpt(input_ids=ids, use_cache=False).logits
 
+    def hidden_states(self, ids: Tensor) -> Tensor:
+        """What the last layer makes logits of: [B, T, hidden size] of ids [B, T]."""
+        return self.gpt.base_model(input_ids=ids, use_cache=False).last_hidden_state
+
+    @property
+    def has_plain_head(self) -> bool:
+        """Whether the logits are a matrix product and nothing else, as in GPT-2; other architectures may scale them."""
+        return isinstance(self.gpt, GPT2LMHeadModel)
+
+    def scores(self, ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Of each target: the nats that it costs [B, T - 1] float32, and whether it is the likeliest token, bool."""
+        if self.has_plain_head:
+            hidden, targets = flat_pairs(self.hidden_states(ids), labels)
+            nats, hits = next_token_scores(hidden, self.gpt.lm_head.weight, targets)
+            return nats.view(len(ids), -1), hits.view(len(ids), -1)
+        logits = self.logits(ids).float()  # once: argmax in bf16 is six times as slow
+        return token_nats(logits, labels), logits[:, :-1].argmax(-1) == labels[:, 1:]
+
     def get_config_dict(self) -> dict[str, int | bool]:
         return {"max_seq_length": self.max_seq_length, "do_lower_case": self.do_lower_case}
 
@@ -186,15 +203,29 @@ def token_nats(logits: Tensor, labels: Tensor) -> Tensor:
     return nats.view_as(targets)
 
 
-class SummedLoss(nn.Module):
-    """Summed loss of a micro-batch ids, labels [B, T]: scalar, float32, in nats. What is compiled and distributed."""
+def flat_pairs(hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Each position beside its target: hidden states [B * (T - 1), H] and labels [B * (T - 1)]."""
+    return hidden[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
 
-    def __init__(self, model: GPTSingleHead):
+
+class SummedLoss(nn.Module):
+    """Summed loss of a micro-batch ids, labels [B, T]: scalar, float32, in nats. What is distributed.
+
+    Args:
+        compiled: compile what comes before the last layer, for the first shape that it meets.
+    """
+
+    def __init__(self, model: GPTSingleHead, compiled: bool = False):
         super().__init__()
         self.model = model
+        body = model.hidden_states if model.has_plain_head else model.logits
+        self._body = torch.compile(body, dynamic=False) if compiled else body
 
     def forward(self, ids: Tensor, labels: Tensor) -> Tensor:
-        return token_nats(self.model.logits(ids), labels).sum()
+        if not self.model.has_plain_head:
+            return token_nats(self._body(ids), labels).sum()
+        hidden, targets = flat_pairs(self._body(ids), labels)
+        return next_token_nats(hidden, self.model.gpt.lm_head.weight, targets)
 
 
 def choose_device() -> torch.device:

@@ -12,7 +12,7 @@ import signal
 import sys
 from pathlib import Path
 
-from common import ROOT, InputError, dataset_file, parse_flags, recover_folder, run_command
+from common import ROOT, InputError, dataset_file, keep_freed_memory, parse_flags, recover_folder, run_command
 from config import TrainConfig
 from recipes import find_recipe
 
@@ -36,6 +36,7 @@ def main() -> None:
     from trainer import ModelTrainer
 
     device = parallel.start(config.n_gpu, config.visiable_device)
+    keep_freed_memory()
     logging.basicConfig(format="%(message)s", level=logging.INFO if parallel.is_main() else logging.ERROR)
     torch.manual_seed(config.seed)  # for the rows of new words, and all weights from scratch
     last = run_folder / "last"
