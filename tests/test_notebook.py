@@ -53,8 +53,10 @@ def notebook(tmp_path):
         environment = {f"AUTOCODER_{name}": value for name, value in (SETTINGS | settings).items()}
         # Without a folder of kernels there is the running interpreter's own alone.
         kernel = AsyncKernelManager(kernel_spec_manager=KernelSpecManager(kernel_dirs=[]))
-        client = NotebookClient(cells, km=kernel, timeout=120, resources={"metadata": {"path": str(session)}})
-        client.execute(env={**os.environ, **home, **environment})
+        client = NotebookClient(
+            cells, km=kernel, timeout=120, shutdown_kernel="immediate", resources={"metadata": {"path": str(session)}}
+        )
+        client.execute(cleanup_kc=True, env={**os.environ, **home, **environment})
         return {cell.id: "".join(map(shown, cell.outputs)) for cell in cells.cells if cell.cell_type == "code"}
 
     return run
