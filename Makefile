@@ -15,7 +15,7 @@ $(INSTALLED): requirements.txt constraints.txt
 		|| { echo "error: $(PYTHON) is older than Python 3.10; name another, as in make PYTHON=python3.12" >&2; exit 2; }
 	@echo "Installing into $(VENV): a minute on a CPU; with the CUDA packages some GB, once."
 	@$(PYTHON) -m venv $(VENV)
-	@$(PIP) -r requirements.txt ruff pexpect -c constraints.txt
+	@$(PIP) -r requirements.txt ruff pexpect nbclient nbformat ipykernel -c constraints.txt
 	@touch $@
 
 # A fifth of a pass over the standard library is enough to see dev perplexity fall.

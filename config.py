@@ -49,6 +49,9 @@ class TrainConfig:
         "auto", "torch.compile; auto: if the run is long enough to repay it", choices=("auto", "on", "off")
     )
     seed: int = flag(122, "random seed")
+    deterministic: bool = flag(
+        False, "the same bits again on the same GPU, at some cost of speed; a CPU gives them anyway"
+    )
     n_gpu: int = flag(1, "GPUs to train on")
     visiable_device: str = flag("0", "which GPUs, as 0 or 0,1", "--visible_device")
 

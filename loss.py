@@ -47,9 +47,9 @@ class _NextTokenNats(torch.autograd.Function):
         for start, log_probs in _log_probs(hidden, matrix, len(weight)):
             slice_targets = targets[start : start + len(log_probs), None]
             index = slice_targets.clamp(min=0)
-            nats -= log_probs.gather(1, index).masked_fill(slice_targets == IGNORED, 0).sum()
-            slice_errors = log_probs.exp_()
-            slice_errors.scatter_add_(1, index, slice_errors.new_full(index.shape, -1.0))
+            own = log_probs.gather(1, index)
+            nats -= own.masked_fill(slice_targets == IGNORED, 0).sum()
+            slice_errors = log_probs.exp_().scatter_(1, index, own.expm1())  # probabilities, less 1 at the target
             errors[start : start + len(log_probs), : len(weight)] = slice_errors
         ctx.save_for_backward(hidden, matrix, errors, targets != IGNORED)
         ctx.vocabulary = len(weight)

@@ -2,11 +2,16 @@
 
 import logging
 import os
+import threading
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
 logger = logging.getLogger(__name__)
+
+WANDB_TIMEOUT_S = 30
 
 
 class Metrics:
@@ -61,7 +66,7 @@ class Metrics:
         if self._tensorboard:
             self._tensorboard.close()
         if self._wandb:
-            self._wandb.finish()
+            _within(WANDB_TIMEOUT_S, self._wandb.finish)
 
 
 def _start_wandb(run_folder: Path, project: str, run_id: str | None, config: dict | None):
@@ -71,16 +76,25 @@ def _start_wandb(run_folder: Path, project: str, run_id: str | None, config: dic
     if mode is None and not _has_key():
         mode = "offline"
         logger.warning("W&B: no key found, so this run is kept offline in %s; `wandb sync` uploads it", run_folder)
-    return wandb.init(
-        project=project,
-        name=run_folder.name,
-        dir=str(run_folder),
-        id=run_id,
-        resume="allow" if run_id else None,
-        mode=mode,
-        config=config,
-        settings=wandb.Settings(console="off", silent=mode == "offline"),
-    )
+    start = partial(wandb.init, project=project, name=run_folder.name, dir=str(run_folder), id=run_id, config=config)
+    timeout = float(os.environ.get("WANDB_INIT_TIMEOUT", WANDB_TIMEOUT_S))
+    try:
+        settings = wandb.Settings(console="off", silent=mode == "offline", init_timeout=timeout)
+        return start(mode=mode, resume="allow" if run_id else None, settings=settings)
+    except wandb.Error as error:  # no answer, or a key that is not valid
+        logger.warning(
+            "W&B: %s; the run is kept offline in %s, `wandb sync` uploads it", str(error).splitlines()[0], run_folder
+        )
+        return start(mode="offline", settings=wandb.Settings(console="off", silent=True))
+
+
+def _within(seconds: float, work: Callable[[], None]) -> None:
+    """Do something, but do not wait for it longer than that."""
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        logger.warning("W&B: the upload takes more than %d s; `wandb sync` goes on with it later", seconds)
 
 
 def _has_key() -> bool:

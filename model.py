@@ -212,14 +212,14 @@ class SummedLoss(nn.Module):
     """Summed loss of a micro-batch ids, labels [B, T]: scalar, float32, in nats. What is distributed.
 
     Args:
-        compiled: compile what comes before the last layer, for the first shape that it meets.
+        compile_mode: a mode of torch.compile, for what comes before the last layer; None leaves it as it is.
     """
 
-    def __init__(self, model: GPTSingleHead, compiled: bool = False):
+    def __init__(self, model: GPTSingleHead, compile_mode: str | None = None):
         super().__init__()
         self.model = model
         body = model.hidden_states if model.has_plain_head else model.logits
-        self._body = torch.compile(body, dynamic=False) if compiled else body
+        self._body = torch.compile(body, dynamic=False, mode=compile_mode) if compile_mode else body
 
     def forward(self, ids: Tensor, labels: Tensor) -> Tensor:
         if not self.model.has_plain_head:

@@ -17,10 +17,11 @@ from common import InputError
 logger = logging.getLogger(__name__)
 
 
-def start(n_gpu: int, visible_device: str) -> torch.device:
+def start(n_gpu: int, visible_device: str, deterministic: bool = False) -> torch.device:
     """Join the other processes if torchrun has started several; returns the device that this one trains on.
 
-    `n_gpu` above 1 without torchrun starts this program again under torchrun, once for each GPU.
+    `n_gpu` above 1 without torchrun starts this program again under torchrun, once for each GPU. float32 matrix
+    products on a GPU may take TF32, whose ten bits of mantissa are more than bf16's seven.
 
     Raises:
         InputError: GPUs that this machine does not have.
@@ -29,6 +30,11 @@ def start(n_gpu: int, visible_device: str) -> torch.device:
         gpus = [int(gpu) for gpu in visible_device.split(",")]
     except ValueError:
         raise InputError(f"--visiable_device {visible_device}: give GPU numbers, as in 0 or 0,1") from None
+    if torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high")
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # which cuBLAS reads when it is first used
+        torch.use_deterministic_algorithms(True)
     under_torchrun = "LOCAL_RANK" in os.environ
     if n_gpu > 1 and not under_torchrun:
         _start_again_under_torchrun(n_gpu, gpus)

@@ -35,7 +35,7 @@ def main() -> None:
     from model import GPTSingleHead
     from trainer import ModelTrainer
 
-    device = parallel.start(config.n_gpu, config.visiable_device)
+    device = parallel.start(config.n_gpu, config.visiable_device, config.deterministic)
     keep_freed_memory()
     logging.basicConfig(format="%(message)s", level=logging.INFO if parallel.is_main() else logging.ERROR)
     torch.manual_seed(config.seed)  # for the rows of new words, and all weights from scratch

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 MAX_BAD_STEPS = 10  # non-finite steps in a row after which a run cannot be trusted to recover
 # Flags that decide which windows a step sees: a run can only go on with the values it was started with.
 # "batch" is that of an optimizer step over all processes; how it is divided may change.
-ORDER_FLAGS = ("seed", "batch", "max_seq_length", "dataset_name", "model_select")
+ORDER_FLAGS = ("seed", "batch", "max_seq_length", "dataset_name", "windows", "model_select")
 
 
 @dataclass
@@ -160,10 +160,9 @@ class ModelTrainer:
 
     def _prepare_step(self) -> None:
         """Set up the summed loss of a micro-batch, `self._nats(ids, labels)`: compiled and distributed as asked."""
-        compiled = self._worth_compiling()
-        if compiled:
-            logger.info("  compiling the model; the first step waits for it")
-        self._nats = SummedLoss(self.model, compiled)
+        self._nats = SummedLoss(self.model)
+        if self._worth_compiling():
+            self._nats = self._compiled() or self._nats
         if world_size() > 1:
             devices = [self.device] if self.device.type == "cuda" else None
             self._nats = DistributedDataParallel(self._nats, device_ids=devices, gradient_as_bucket_view=True)
@@ -173,6 +172,31 @@ class ModelTrainer:
         if self.config.compile != "auto":
             return self.config.compile == "on"
         return self.device.type == "cuda" and self.total_steps - self.progress.step >= 1000
+
+    def _compiled(self) -> SummedLoss | None:
+        """The compiled summed loss, tried out on one batch, which changes nothing; None where it fails."""
+        config = self.config
+        # The kernels of a small batch are done sooner than they can be launched one by one, so CUDA graphs launch them
+        # together. Their outputs, gradients among them, hold until the next pass alone.
+        is_small = config.per_gpu_train_batch_size * config.max_seq_length <= 8192
+        as_graph = self.device.type == "cuda" and is_small and config.accumulation_steps == world_size() == 1
+        logger.info("  compiling the model%s", ", with CUDA graphs" if as_graph else "")
+        nats = SummedLoss(self.model, "reduce-overhead" if as_graph else "default")
+        ids, labels = self.batches.gather(torch.zeros(config.per_gpu_train_batch_size, dtype=int, device=self.device))
+        self.model.train()
+        try:
+            for _ in range(3):  # a CUDA graph is recorded in the second pass
+                with autocast(self.device, self.dtype):
+                    loss = nats(ids, labels)
+                loss.backward()
+                self.optimizer.zero_grad()
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # of many kinds: no compiler, a broken one, an unknown GPU
+            self.optimizer.zero_grad()
+            logger.warning("  not compiled, so slower (%s)", str(error).strip().splitlines()[0])
+            return None
+        return nats
 
     def _train_epoch(self, bar: tqdm) -> None:
         """Train from the run's place in its epoch to the end of that epoch, or of the run."""
@@ -327,17 +351,23 @@ class ModelTrainer:
         if not is_main():
             return
         self.metrics.flush()  # so that no event up to this step can be missing after a restart
-        progress = {"run": asdict(self.progress), "flags": asdict(self.config) | {"batch": self.batch}}
+        progress = {"run": asdict(self.progress), "flags": self._settings()}
         save_checkpoint(self.run_folder / "last", self.model, self.optimizer, self.scaler, progress)
 
+    def _settings(self) -> dict:
+        return asdict(self.config) | {"batch": self.batch, "windows": len(self.batches)}
+
     def _check_flags(self, saved: dict) -> None:
-        now = asdict(self.config) | {"batch": self.batch}
+        now = self._settings()
         for name in ORDER_FLAGS:
             if saved[name] != now[name]:
-                what = "a batch (per GPU x accumulation_steps x GPUs) of" if name == "batch" else f"--{name}"
+                words = {
+                    "batch": "a batch (per GPU x accumulation_steps x GPUs) of",
+                    "windows": "a number of windows in train.jsonl of",
+                }
                 raise InputError(
-                    f"{self.run_folder}: was started with {what} {saved[name]}, not {now[name]}; "
-                    "go on with the same value, or start anew under another --run_name"
+                    f"{self.run_folder}: was started with {words.get(name, f'--{name}')} {saved[name]}, "
+                    f"not {now[name]}; go on with the same value, or start anew under another --run_name"
                 )
 
     def _stopped_early(self) -> bool:

@@ -129,6 +129,24 @@ def test_wandb_without_a_key_runs_offline_and_never_asks(project, with_dropout):
     assert list((project.folder / "model" / "tracked").glob("wandb/offline-run-*/*.wandb"))
 
 
+def test_a_wandb_server_that_is_not_there_costs_the_tracking_alone(project, with_dropout):
+    environment = {"PATH": "/usr/bin:/bin", "HOME": str(project.folder / "home"), "HF_HUB_OFFLINE": "1"}
+    environment |= {"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_INIT_TIMEOUT": "2"}
+    command = [*train_command(with_dropout, "untracked"), "--with_wandb", "--max_steps", 3]
+    done = project.run(*command, env=environment, stdin=subprocess.DEVNULL)
+    assert "kept offline" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list((project.folder / "model" / "untracked").glob("wandb/offline-run-*/*.wandb"))
+
+
+def test_without_a_compiler_it_trains_on_uncompiled(project, with_dropout):
+    environment = {"PATH": "/nowhere", "HF_HUB_OFFLINE": "1", "TORCHINDUCTOR_CACHE_DIR": str(project.folder / "cache")}
+    command = [*train_command(with_dropout, "uncompiled"), "--compile", "on", "--max_steps", 3]
+    done = project.run(*command, env=environment)
+    assert "not compiled" in done.stderr
+    assert "best model" in done.stderr
+
+
 def test_two_processes_killed_and_gone_on_by_one_learn_what_one_process_does(project, base):
     flags = ["--precision", "fp32", "--max_steps", 20, "--logging_steps", 1]
     one = [*train_command(base, "one"), *flags, "--per_gpu_train_batch_size", 4, "--accumulation_steps", 2]
