@@ -185,7 +185,7 @@ def draw_curves(runs: list[Run], references: list[tuple[str, int]], axis: str, f
             if figure is not None
         ]
         if lines:
-            save(line_chart(lines, levels, axis, y_label, is_noisy), folder / f"{file}.{extension}")
+            save(line_chart(lines, levels, axis, y_label, is_noisy, scalar != "lr"), folder / f"{file}.{extension}")
 
 
 # ---- charts ---------------------------------------------------------------------------------------------------------
@@ -209,14 +209,15 @@ def _figure() -> "tuple[Figure, Axes]":
     return figure, axes
 
 
-def line_chart(lines: list[Line], levels: list[Line], axis: str, y_label: str, is_noisy: bool) -> "Figure":
+def line_chart(
+    lines: list[Line], levels: list[Line], axis: str, y_label: str, is_noisy: bool, may_be_log: bool
+) -> "Figure":
     """Curves of runs, and dotted levels at one value each.
-
-    The y axis is logarithmic if the values span more than a factor of ten, also where all of them are negative.
 
     Args:
         axis: what x is, of AXES.
         is_noisy: draw the values faintly, and a moving mean over a fiftieth of them.
+        may_be_log: a logarithmic y axis where the values, all positive or all negative, span more than a factor of 10.
     """
     from matplotlib.ticker import EngFormatter
 
@@ -237,7 +238,7 @@ def line_chart(lines: list[Line], levels: list[Line], axis: str, y_label: str, i
     axes.yaxis.set_major_formatter("{x:,g}")
     values = [value for line in [*lines, *levels] for value in line.y]
     smallest = min(map(abs, values))
-    if (min(values) > 0 or max(values) < 0) and max(map(abs, values)) > 10 * smallest:
+    if may_be_log and min(values) * max(values) > 0 and max(map(abs, values)) > 10 * smallest:
         _set_log_y(axes, smallest, is_negative=max(values) < 0)
     _add_legend(figure, axes)
     return figure
