@@ -54,7 +54,11 @@ report: dataset/$(REPORT_DATA)/json/meta.json ## the lab report's runs, table an
 	done
 	$(BIN)/python analysis.py runs $(addprefix model/,$(REPORT_RUNS)) --report --output model/$(REPORT_DATA)
 
-dataset/$(REPORT_DATA)/json/meta.json: $(INSTALLED)
+dataset/Python:
+	git clone --depth 1 https://github.com/TheAlgorithms/Python $@
+
+dataset/$(REPORT_DATA)/json/meta.json: $(INSTALLED) | dataset/Python
+	$(if $(SOURCE_$(SCALE)),,$(error SCALE=$(SCALE): choose small, tenth or full))
 	$(BIN)/python dataset/convert.py --source $(SOURCE_$(SCALE)) --tokenizer $(MODEL) --split_by segment \
 		--dataset_name $(REPORT_DATA)
 
