@@ -5,7 +5,6 @@ import textwrap
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import islice
 from math import exp, inf
 from typing import TYPE_CHECKING
 
@@ -103,7 +102,7 @@ def complete(
     Raises:
         InputError: a setting outside its range.
     """
-    from decoding import context_length, decode, encode_prompt
+    from decoding import decode, encode_prompt
 
     options = Settings(**settings)
     encoded = encode_prompt(model, prompt, language, options.max_new_tokens)
@@ -112,7 +111,7 @@ def complete(
         for _ in range(options.candidates)
     ]
     reason, shown = "context", 0
-    for tokens, log_probs in islice(decode(model, encoded, options), context_length(model) - len(encoded.ids)):
+    for tokens, log_probs in decode(model, encoded, options):
         for candidate, token, log_prob in zip(candidates, tokens, log_probs, strict=True):
             if not candidate.stop_reason:
                 candidate.add(token, log_prob)

@@ -8,6 +8,7 @@ from tokenizers import decoders, pre_tokenizers
 from torch import Tensor
 
 from completion import Settings
+from fixedcache import FixedStep
 from model import GPTSingleHead
 
 
@@ -56,12 +57,18 @@ def context_length(model: GPTSingleHead) -> int:
 
 
 @torch.inference_mode()
-def decode(model: GPTSingleHead, prompt: EncodedPrompt, options: Settings) -> Iterator[tuple[list[int], list[float]]]:
-    """Yield the next token of each candidate and its log-probability under the model, position by position, for ever.
+def decode(
+    model: GPTSingleHead, prompt: EncodedPrompt, options: Settings, fixed: bool | None = None
+) -> Iterator[tuple[list[int], list[float]]]:
+    """Yield the next token of each candidate and its log-probability under the model, position by position.
 
-    The candidates share one pass over the prompt. The log-probabilities are the model's own, before temperature,
-    penalty, top-k and top-p.
+    It ends where the model's context is full, or after enough tokens for `max_new_tokens`. The candidates share one
+    pass over the prompt. The log-probabilities are the model's own, before temperature, penalty, top-k and top-p.
+
+    Args:
+        fixed: decode with a cache of fixed length, where the model can do that; None: on a GPU.
     """
+    most = min(context_length(model), len(prompt.ids) + len(prompt.again.encode()) + options.max_new_tokens)
     generator = torch.Generator(model.device)
     generator.seed() if options.seed is None else generator.manual_seed(options.seed)
     beginning = _Beginning(model, prompt.again, options.candidates)
@@ -70,16 +77,18 @@ def decode(model: GPTSingleHead, prompt: EncodedPrompt, options: Settings) -> It
     cache = output.past_key_values
     if options.candidates > 1:
         cache.batch_repeat_interleave(options.candidates)
+    fixed = model.device.type == "cuda" if fixed is None else fixed
+    step = FixedStep(model.gpt, cache, most) if fixed and FixedStep.fits(model.gpt, cache) else None
     seen = seen.expand(options.candidates, -1)  # [n, T]
     logits = output.logits.expand(options.candidates, -1, -1)  # [n, 1, V]
-    while True:
+    while seen.shape[1] < most:
         logits = logits[:, -1, : len(model.tokenizer)].float()  # [n, V]
         logits = logits.masked_fill(beginning.forbidden(logits), -torch.inf) if beginning.rests else logits
         tokens = choose(logits, seen, options, generator)  # [n, 1]
         yield tokens[:, 0].tolist(), logits.log_softmax(-1).gather(1, tokens)[:, 0].tolist()
         beginning.advance(tokens[:, 0].tolist())
         seen = torch.cat([seen, tokens], dim=1)
-        logits = model.gpt(input_ids=tokens, past_key_values=cache, use_cache=True).logits
+        logits = step(tokens) if step else model.gpt(input_ids=tokens, past_key_values=cache, use_cache=True).logits
 
 
 def choose(logits: Tensor, seen: Tensor, options: Settings, generator: torch.Generator) -> Tensor:

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import MistralConfig, MistralForCausalLM
 
 from common import InputError
 from completion import Completion, Settings, complete, parses, rank
 from decoding import EncodedPrompt, choose, context_length, decode, encode_prompt
+from fixedcache import FixedStep
 from stopping import logical_lines, make_stop_rule, unfinished
 
 PROMPT = "def add(a, b):"
@@ -58,6 +60,31 @@ def test_scores_are_the_models_own(model):
         log_probs = model.gpt(torch.tensor([ids + tokens])).logits[0, :, : len(model.tokenizer)].log_softmax(-1)
         expected = [log_probs[len(ids) - 1 + place, token].item() for place, token in enumerate(tokens)]
         assert [step_scores[candidate] for _, step_scores in steps] == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("settings", [{"temperature": 0}, {"num_return_sequences": 3, "seed": 1, "top_k": 50}])
+def test_a_fixed_cache_gives_the_tokens_of_a_growing_one(model, settings):
+    """What a GPU decodes with, until the context is full and where max_new_tokens ends it."""
+    context = context_length(model)
+    for prompt, new in ((PROMPT + "\n    ", 1000), (PROMPT, 7)):
+        options = Settings(**settings, max_new_tokens=new)
+        encoded = encode_prompt(model, prompt, "python", 9)
+        growing, fixed = (list(decode(model, encoded, options, fixed=fixed)) for fixed in (False, True))
+        assert len(growing) == min(context - len(encoded.ids), new + len(encoded.again))
+        assert [tokens for tokens, _ in fixed] == [tokens for tokens, _ in growing]
+        for (_, expected), (_, found) in zip(growing, fixed, strict=True):
+            assert found == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_fixed_cache_is_for_models_that_attend_to_everything(model):
+    cache = model.gpt(torch.tensor([[1, 2]])).past_key_values
+    assert FixedStep.fits(model.gpt, cache)
+    windowed = MistralConfig(
+        vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, sliding_window=4,
+    )  # fmt: skip
+    gpt = MistralForCausalLM(windowed).eval()
+    assert not FixedStep.fits(gpt, gpt(torch.tensor([[1, 2]])).past_key_values)
 
 
 def test_a_seed_repeats_and_candidates_differ(model):
