@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel
 
 from common import InputError, recover_folder
-from hub import find_pretrained
+from hub import SPECIAL_WORDS, find_pretrained
 from loss import IGNORED, next_token_nats, next_token_scores
 
 logger = logging.getLogger(__name__)
@@ -41,16 +41,21 @@ class GPTSingleHead(nn.Module):
     ):
         super().__init__()
         transformers.utils.logging.disable_progress_bar()
+        transformers.utils.logging.set_verbosity_error()  # it reports the harmless too; what matters is said below
         folder = find_pretrained(model_name_or_path, weights=not from_scratch)
         try:
             if from_scratch:
                 self.gpt = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=torch.float32)
             else:  # float32 whatever the file holds: the optimizer's steps would round away in 16 bits
-                self.gpt = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+                self.gpt, found = AutoModelForCausalLM.from_pretrained(
+                    folder, dtype=torch.float32, output_loading_info=True
+                )
+                _check_weights(folder, found["missing_keys"], found["unexpected_keys"])
             self.tokenizer = AutoTokenizer.from_pretrained(folder)
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             reason = str(error).strip().splitlines()[0]
             raise InputError(f"{folder}: cannot be loaded as a causal language model ({reason})") from None
+        self._know_control_words()
         self.do_lower_case = do_lower_case
         limit = getattr(self.gpt.config, "max_position_embeddings", max_seq_length)
         if max_seq_length > limit:
@@ -88,6 +93,13 @@ class GPTSingleHead(nn.Module):
         self.tokenizer.add_special_tokens(words)
         if len(self.tokenizer) > self.gpt.get_input_embeddings().num_embeddings:
             self.gpt.resize_token_embeddings(len(self.tokenizer), mean_resizing=False)
+
+    def _know_control_words(self) -> None:
+        """Tell the tokenizer which of its words are control words: the files of 2020 call them words like others."""
+        plain = {token.content for token in self.tokenizer.added_tokens_decoder.values() if not token.special}
+        words = [word for word in SPECIAL_WORDS["additional_special_tokens"] if word in plain]
+        if words:
+            self.add_special_words({"additional_special_tokens": words})
 
     def forward(self, input: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Mean loss per unpadded target in nats (scalar, float32) and logits [B, T, vocabulary].
@@ -185,6 +197,16 @@ class GPTSingleHead(nn.Module):
     def reload(self, input_path: str | Path) -> "GPTSingleHead":
         """The best model of a run folder."""
         return GPTSingleHead.load(Path(input_path) / "0_GPTSingleHead")
+
+
+def _check_weights(folder: Path, missing: set[str], unexpected: set[str]) -> None:
+    if missing:
+        raise InputError(f"{folder}: weights are missing, such as {min(missing)}; take a complete copy of the model")
+    unused = [
+        name for name in unexpected if not name.endswith((".attn.bias", ".attn.masked_bias"))
+    ]  # GPT-2's old masks
+    if unused:
+        logger.warning("%s: holds weights that this model does not use, such as %s", folder, min(unused))
 
 
 def token_nats(logits: Tensor, labels: Tensor) -> Tensor:

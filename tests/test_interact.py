@@ -11,6 +11,7 @@ import pexpect
 import pytest
 import torch
 
+from common import InputError
 from completion import complete
 from hub import SPECIAL_WORDS
 from inference import Int8Linear, prepare
@@ -268,24 +269,56 @@ def test_mistakes_get_one_line(project, arguments, said):
     assert said in lines[0]
 
 
-def test_a_checkpoint_of_2020_loads(base, model, tmp_path):
-    """Its weights are torch tensors with buffers that today's GPT-2 has not, its vocabulary GPT-2's two files."""
+def save_as_of_2020(model, base, folder):
+    """Torch tensors with buffers that today's GPT-2 has not, and a vocabulary in the files of GPT-2's old tokenizer."""
     state = {name: tensor.clone() for name, tensor in model.gpt.state_dict().items()}
     for layer in range(2):
         state[f"transformer.h.{layer}.attn.bias"] = torch.ones(1, 1, 128, 128).tril()
         state[f"transformer.h.{layer}.attn.masked_bias"] = torch.tensor(-1e4)
-    torch.save(state, tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=False)
-    model.gpt.config.to_json_file(tmp_path / "config.json")
+    torch.save(state, folder / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+    model.gpt.config.to_json_file(folder / "config.json")
     vocabulary = json.loads((base / "tokenizer.json").read_text())["model"]
-    (tmp_path / "vocab.json").write_text(json.dumps(vocabulary["vocab"]))
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in vocabulary["merges"]]
-    (tmp_path / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]), encoding="utf-8")
-    added = {word: model.control_id(word.strip("<>")) for word in ("<pad>", "<python>", "<java>")}
-    (tmp_path / "added_tokens.json").write_text(json.dumps(added))
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]), encoding="utf-8")
+    names = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"} | SPECIAL_WORDS
+    for name, content in {
+        "vocab.json": vocabulary["vocab"],
+        "added_tokens.json": {word: model.control_id(word.strip("<>")) for word in ("<pad>", "<python>", "<java>")},
+        "special_tokens_map.json": names,
+        "tokenizer_config.json": {"do_lower_case": False, "max_len": 1024, "init_inputs": []},
+        "gpt_sh_config.json": {"max_seq_length": 100, "do_lower_case": False},
+    }.items():
+        (folder / name).write_text(json.dumps(content))
+
+
+def test_a_checkpoint_of_2020_loads(base, model, tmp_path, project):
+    model.eval()
+    save_as_of_2020(model, base, tmp_path)
+    done = project.run(
+        "interact.py", "--model_path", tmp_path, "--prompt", "def f(x):", "--json", "--precision", "fp32",
+        "--temperature", 0, "--max_length", 9, "--stop", "none",
+    )  # fmt: skip
+    expected = complete(model, "def f(x):", temperature=0, max_new_tokens=9, stop="none")[0]
+    assert json.loads(done.stdout)[0]["tokens"] == expected.tokens
+    assert done.stderr.startswith("note: stopped after 9 tokens")  # and no report about buffers that nobody misses
     loaded = GPTSingleHead.load(tmp_path)
-    assert loaded.control_id("python") == model.control_id("python")
-    settings = {"temperature": 0, "max_new_tokens": 9, "stop": "none"}
-    assert complete(loaded, "def f(x):", **settings) == complete(model, "def f(x):", **settings)
+    loaded.save(tmp_path / "again")
+    for copy in (loaded, GPTSingleHead.load(tmp_path / "again")):
+        assert copy.max_seq_length == 100
+        assert [copy.control_id(word) for word in ("python", "java")] == [
+            model.control_id(word) for word in ("python", "java")
+        ]
+        assert copy.tokenizer.pad_token == "<pad>"
+        for text in ("<python> x", "x = '<java><pad>'  # <|endoftext|>"):  # in a text they are text
+            assert copy.tokenize(text) == model.tokenize(text)
+
+
+def test_a_model_without_all_its_weights_is_refused(base, model, tmp_path):
+    save_as_of_2020(model, base, tmp_path)
+    state = torch.load(tmp_path / "pytorch_model.bin", weights_only=True)
+    torch.save({name: state[name] for name in state if "h.1.mlp.c_fc" not in name}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(InputError, match=r"weights are missing, such as transformer\.h\.1\.mlp\.c_fc\.bias"):
+        GPTSingleHead.load(tmp_path)
 
 
 def test_int8_weights_change_the_logits_little(model):
