@@ -14,6 +14,7 @@ from transformers import MistralConfig, MistralForCausalLM
 
 from common import InputError
 from completion import Completion, Settings, complete, parses, rank
+from completion_benchmark import completion_table, time_completion
 from decoding import EncodedPrompt, choose, context_length, decode, encode_prompt
 from fixedcache import FixedStep
 from stopping import logical_lines, make_stop_rule, unfinished
@@ -299,6 +300,19 @@ def test_other_stops():
 )  # fmt: skip
 def test_unfinished_input_is_known(text, language, expected):
     assert unfinished(text, language) == expected
+
+
+def test_the_benchmark_times_generate_and_ours_alike(base):
+    threads = torch.get_num_threads()
+    rows = time_completion(base, torch.device("cpu"), repeats=1, quick=True)
+    assert torch.get_num_threads() == threads
+    names = [row["name"] for row in rows]
+    assert names[0] == "generate, float32"
+    assert {"ours", "ours, five candidates at once", "ours, first token"} < set(names)
+    assert all(len(row["seconds_all"]) == 1 for row in rows)
+    for row, line in zip(rows, completion_table(rows).strip().splitlines()[1:], strict=True):
+        assert line.startswith(row["name"])
+        assert line.split()[-2:] == [f"{row['ms_per_token']:.2f}", f"{row['times_generate']:.2f}"]
 
 
 def functions(sources):
