@@ -1,4 +1,4 @@
-"""Measure training, evaluation and data side by side: this project, a plain PyTorch loop and Hugging Face's Trainer.
+"""Measure training, evaluation, completion and data: this project beside a plain PyTorch loop and Hugging Face's ways.
 
 python benchmark.py --quick                                     (the embedded model's shape, under a minute)
 python benchmark.py --model distilgpt2 --output bench.json --chart bench.png
@@ -75,6 +75,7 @@ def main() -> None:
     import torch
     import transformers
 
+    from completion_benchmark import completion_table, time_completion
     from contenders import large_batch, new_model, shape_folder
     from model import choose_device
 
@@ -98,6 +99,8 @@ def main() -> None:
         print(training_table(results["training"]))
         results["evaluation"] = time_evaluation(folder, device, flags)
         print(evaluation_table(results["evaluation"]))
+        results["completion"] = time_completion(folder, device, flags.repeats, flags.quick)
+        print(completion_table(results["completion"]) + "\n")
         results["data"] = time_data(flags, folder, Path(scratch))
         print("\n".join(f"{name:<42}{seconds:>10.2f} s" for name, seconds in results["data"].items()))
     if flags.output:
