@@ -37,7 +37,9 @@ class TrainConfig:
     max_grad_norm: float = flag(1.0, "clip the gradient to this norm")
 
     evaluation_steps: int = flag(200, "optimizer steps between two evaluations on dev")
-    dev_batch_size: int = flag(8, "sequences per forward pass in evaluation; the result does not depend on it")
+    dev_batch_size: int = flag(
+        8, "sequences per forward pass in evaluation; on a GPU as many more as fit; no result depends on it"
+    )
     dev_windows: int = flag(0, "evaluate on that many windows of dev, always the same ones; 0: all")
     early_stop: int = flag(20, "end after this many evaluations without a better dev score")
     save_steps: int = flag(0, "optimizer steps between two saved states; 0: at every evaluation alone")

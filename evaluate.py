@@ -27,7 +27,7 @@ class SingleCLMEvaluator:
         dataset: what to measure on. The trainer sets it to its dev dataset where it is None.
         data_tag: the name of the split, as in the logged `loss_dev`.
         early_stop_on: "perplexity" or "loss": which result the best model is chosen by.
-        batch_size: sequences per forward pass; the results do not depend on it.
+        batch_size: sequences per forward pass; on a GPU as many more as fit. The results do not depend on it.
         precision: as `model.choose_dtype` takes it.
         windows: measure on that many rows alone, always the same ones; 0 for all.
     """
@@ -75,23 +75,25 @@ class SingleCLMEvaluator:
         rows = rows[: self.windows or None].to(device)
         # Longest first: a batch is as wide as its first row, so that next to no padding is computed.
         lengths, order = torch.sort(batches.lengths[rows], descending=True, stable=True)
-        positions = len(rows) * (int(lengths[0]) - 1)  # with every window padded to the longest
+        longest = int(lengths[0])
+        positions = len(rows) * (longest - 1)  # with every window padded to the longest
         own = slice(rank(), None, world_size())
         lengths, rows = lengths[own], rows[order][own]
-        widths = lengths[:: self.batch_size].tolist()
+        batch_size = max(self.batch_size, fitting_windows(model, longest))
+        widths = lengths[::batch_size].tolist()
         bytes_of = token_bytes(model).to(device)
         sums = torch.zeros(5, dtype=torch.float64, device=device)
         was_training = model.training
         model.eval()
         with torch.inference_mode(), autocast(device, dtype):  # which keeps the weights that it has cast to the end
-            for batch_rows, width in zip(rows.split(self.batch_size), widths, strict=True):
-                ids, labels = batches.gather(batch_rows)
+            for i, width in enumerate(widths):
+                ids, labels = batches.gather(rows[i * batch_size : (i + 1) * batch_size])
                 ids, labels = ids[:, :width], labels[:, :width]
                 nats, hits = model.scores(ids, labels)  # [B, width - 1]
                 targets = labels[:, 1:]
                 target_bytes = bytes_of[targets.clamp(min=0)] * (targets >= 0)
-                for i, values in enumerate((nats, targets >= 0, nats * (target_bytes > 0), target_bytes, hits)):
-                    sums[i] += values.sum(dtype=torch.float64)
+                values = nats, targets >= 0, nats * (target_bytes > 0), target_bytes, hits
+                sums += torch.stack([value.sum(dtype=torch.float64) for value in values])
         model.train(was_training)
         return _results(*all_sum(sums).tolist(), positions)
 
@@ -107,6 +109,18 @@ def _results(
         "accuracy": hits / tokens,
         "tokens": int(tokens),
     }
+
+
+def fitting_windows(model: "GPTSingleHead", length: int) -> int:
+    """Windows whose forward pass takes a quarter of the GPU's free memory, at most 256; 0 on a CPU."""
+    import torch
+
+    if model.device.type != "cuda":
+        return 0
+    config = model.gpt.config
+    # About 16 activations of the width at a time; logits of all positions where the last layer is not taken in slices.
+    floats = 16 * config.hidden_size + (0 if model.has_plain_head else 3 * config.vocab_size)
+    return min(256, torch.cuda.mem_get_info(model.device)[0] // 4 // (4 * floats * length))
 
 
 def token_bytes(model: "GPTSingleHead") -> "torch.Tensor":
@@ -132,7 +146,9 @@ class EvaluateFlags:
     split: str = flag("dev", "which of its files", choices=("dev", "train"))
     file_path: str = flag("", "measure on this jsonl file instead")
     max_seq_length: int = flag(0, "tokens per sequence; 0: as the model was trained")
-    dev_batch_size: int = flag(8, "sequences per forward pass; the result does not depend on it")
+    dev_batch_size: int = flag(
+        8, "sequences per forward pass; on a GPU as many more as fit; the result does not depend on it"
+    )
     dev_windows: int = flag(0, "measure on that many windows, always the same ones; 0: all")
     precision: str = flag("auto", "auto: bf16 or fp16 where the hardware is fast at it", choices=PRECISIONS)
     output: str = flag("", "write the results as JSON to this file too")

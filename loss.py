@@ -9,7 +9,7 @@ from torch import Tensor
 
 IGNORED = -100  # the label that counts in no loss (PyTorch's own default for cross_entropy)
 # Bytes of float32 logits at a time: what a CPU's cache holds; on a GPU, enough to keep it busy.
-_SLICE_BYTES = {"cpu": 12 << 20, "cuda": 1 << 30}
+_SLICE_BYTES = {"cpu": 12 << 20, "cuda": 256 << 20}
 
 
 def next_token_nats(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ def _matrix(weight: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _log_probs(hidden: Tensor, matrix: Tensor, vocabulary: int):
     """Yields the first row of a slice and its log-probabilities [rows, V] float32."""
-    rows = max(1, _SLICE_BYTES.get(hidden.device.type, 1 << 30) // (4 * len(matrix)))
+    rows = max(1, _SLICE_BYTES.get(hidden.device.type, 256 << 20) // (4 * len(matrix)))
     for start in range(0, len(hidden), rows):
         logits = hidden[start : start + rows].to(matrix.dtype) @ matrix.T
         yield start, logits[:, :vocabulary].log_softmax(-1, dtype=torch.float32)
