@@ -18,7 +18,7 @@ from pathlib import Path
 from common import ROOT, InputError, flag, parse_flags, run_command
 from completion import Settings, complete
 from hub import LANGUAGES
-from terminal import Repl, decode_source, describe, interruptible, notes, read_source
+from terminal import Repl, decode_source, describe, interruptible, language_of, notes, read_source
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
 
@@ -30,7 +30,7 @@ class Config(Settings):
     model_path: str = flag(
         "", "a run folder, a model folder, tiny or a Hub id; empty: the newest run in model/, else tiny"
     )
-    language: str = flag("", "empty: the conversation asks, one completion takes python", choices=("", *LANGUAGES))
+    language: str = flag("", "empty: as the file's name says, or the conversation asks, else python", choices=LANGUAGES)
     precision: str = flag("auto", "auto: int8 on a CPU, bf16 or fp16 on a GPU", choices=PRECISIONS)
     use_cuda: bool = flag(False, "kept for old scripts: a GPU is used wherever there is one")
     prompt: str | None = flag(None, "complete this text, without a conversation", type=str)
@@ -124,11 +124,10 @@ def find_newest_run(runs: Path) -> str:
 def print_completions(model, prompt: str, config: Config) -> None:
     """Complete once. Standard output gets the completions alone; what is to be said about them goes to stderr."""
     streams = not config.json and config.num_return_sequences == 1 and config.min_probability == 0
+    language = config.language or language_of(Path(config.file or "")) or LANGUAGES[0]
     with interruptible() as cancelled:
         on_text = (lambda text: print(text, end="", flush=True)) if streams else None
-        found = complete(
-            model, prompt, config.language or "python", on_text=on_text, cancelled=cancelled, **config.settings()
-        )
+        found = complete(model, prompt, language, on_text=on_text, cancelled=cancelled, **config.settings())
     if config.json:
         print(json.dumps([asdict(completion) for completion in found], indent=2))
     elif streams:
@@ -138,6 +137,7 @@ def print_completions(model, prompt: str, config: Config) -> None:
             if config.num_return_sequences > 1:
                 print(f"--- {number}: {describe(completion)}")
             print(completion.text)
+    sys.stdout.flush()  # what is said comes after it, also where both go to one file
     for note in notes(found, config):
         print(f"note: {note}", file=sys.stderr)
 

@@ -17,7 +17,7 @@ from pygments.token import Comment, String, Text
 
 from hub import LANGUAGES
 from stopping import STOPS, unfinished
-from terminal import COMMANDS
+from terminal import COMMANDS, fold
 
 LEXERS = {"python": PythonLexer, "java": JavaLexer}
 STYLE = Style.from_dict({"said": "ansibrightblack", "bottom-toolbar": "noreverse ansibrightblack"})
@@ -54,7 +54,7 @@ class EditingScreen:
         return self._session.prompt(message).rstrip()
 
     def write(self, text: str) -> None:
-        print_formatted_text(FormattedText([("class:said", text)]), style=STYLE, end="", flush=True)
+        print_formatted_text(FormattedText([("class:said", fold(text))]), style=STYLE, end="", flush=True)
 
     def code(self, prompt: str, language: str) -> "ColouredCode":
         return ColouredCode(prompt, language)

@@ -2,8 +2,10 @@
 
 import os
 import re
+import shutil
 import signal
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,17 +32,17 @@ COMMANDS = (*OPTIONS, "lang", "continue", "load", "save", "help", "exit")
 HELP = """\
 Type code and it is completed. Where lines can be edited, Enter goes to the
 next line while a block or bracket is open; Enter on an empty line, or
-Alt-Enter anywhere, completes. Ctrl-C stops a completion and keeps what is there.
-  :n 5               show 5 candidates: those that parse first, then the likeliest
+Alt-Enter anywhere, completes. Ctrl-C stops a completion and keeps the text.
+  :n 5               show 5 candidates, first those that parse, the likeliest first
   :temperature 0.2   lower is safer; 0 always takes the likeliest token
   :stop line         end with the line; or with the block, at a blank line, none
   :max_length 128    most tokens to generate
   :top_k :top_p :repetition_penalty :min_probability :seed
-                     as the flags of that name; any setting without a value is shown
+                     as those flags; a setting without a value is shown
   :lang java         change the language (as change_lang does)
   :continue          go on where the last completion ended, or with :continue 2
                      where its second candidate did
-  :load FILE         complete at the end of a file
+  :load FILE         complete at the end of a file, in the language of its name
   :save FILE         write the last prompt and its best completion to a file
   :help              show this text
   exit               end, as Ctrl-D does
@@ -135,10 +137,14 @@ class Repl:
         elif name == "continue":
             self._continue(value or "1")
         elif name == "load":
-            self._complete(read_source(_file(name, value)))
+            file = _file(name, value)
+            source, language = read_source(file), language_of(file)
+            if language and language != self.language:
+                self._set_language(language)
+            self._complete(source)
         elif name == "save":
             self._save(_file(name, value))
-        elif name == "help":
+        elif name in ("help", ""):
             self._screen.write(HELP)
         else:
             raise InputError(f":{name}: no such command; :help lists them")
@@ -155,7 +161,9 @@ class Repl:
             except InputError as error:
                 raise InputError(f":{name}{str(error).removeprefix(field.name)}") from None
             self.settings = self.settings | {field.name: number}
-        self._screen.write(f"{name} {self.settings[field.name]}\n")
+        value = self.settings[field.name]
+        shown = "none" if value is None else f"{value:g}" if isinstance(value, float) else value
+        self._screen.write(f"{name} {shown}\n")
 
     def _continue(self, number: str) -> None:
         if not self._found:
@@ -169,8 +177,11 @@ class Repl:
     def _save(self, file: Path) -> None:
         if not self._found:
             raise InputError("nothing to save yet: type some code first")
-        with atomic_write(file) as output:
-            output.write(f"{self._prompt}{self._found[0].text}\n")
+        try:
+            with atomic_write(file) as output:
+                output.write(f"{self._prompt}{self._found[0].text}\n")
+        except OSError as error:  # it names the temporary file
+            raise InputError(f"{file}: {error.strerror}") from None
         self._screen.write(f"written: {file}\n")
 
     def _complete(self, prompt: str) -> None:
@@ -237,6 +248,11 @@ def notes(found: list[Completion], options: Settings) -> list[str]:
     return said
 
 
+def language_of(file: Path) -> str:
+    """The language of a source file by its name; empty if it does not say."""
+    return {".py": "python", ".java": "java"}.get(file.suffix.lower(), "")
+
+
 def read_source(file: Path) -> str:
     """The text of a source file.
 
@@ -281,6 +297,17 @@ def make_screen(status: Callable[[], str], language: Callable[[], str]):
     return PlainScreen()
 
 
+def fold(text: str) -> str:
+    """Break lines that are wider than the terminal: between words, not between a name, its colon and its value."""
+    columns = shutil.get_terminal_size().columns
+    folded = []
+    for line in text.split("\n"):
+        margin = line[: len(line) - len(line.lstrip())]
+        rows = textwrap.wrap(line.replace(": ", ":\xa0"), columns, subsequent_indent=margin, break_on_hyphens=False)
+        folded += [row.replace("\xa0", " ") for row in rows] or [""]
+    return "\n".join(folded)
+
+
 class PlainScreen:
     """Lines in, text out; nothing that a printer could not do."""
 
@@ -291,7 +318,7 @@ class PlainScreen:
         return input(message)
 
     def write(self, text: str) -> None:
-        print(text, end="", flush=True)
+        print(fold(text) if sys.stdout.isatty() else text, end="", flush=True)
 
     def code(self, prompt: str, language: str) -> "PlainCode":
         return PlainCode(prompt)

@@ -16,6 +16,7 @@ from completion import complete
 from hub import SPECIAL_WORDS
 from inference import Int8Linear, prepare
 from model import GPTSingleHead
+from terminal import HELP
 
 CONTEXT = 30_000
 
@@ -158,10 +159,14 @@ def test_a_conversation(terminals, coder, project):
     assert "---" not in terminal.say(":n 2", "n 2")
     assert "--- 1: probability" in terminal.say("b =", "--- 2: probability")
     terminal.say(":continue 2", "--- 2: probability")
-    terminal.say(":temperature 0", "temperature 0.0")
+    terminal.say(":temperature 0.0", "\ntemperature 0\r")
+    java = saved.with_suffix(".java")
+    java.write_text("int f() {\n", encoding="utf-8")
+    assert "language java" in terminal.say(f":load {java}", "7 tokens")  # its name says the language
+    assert "language python" in terminal.say(f":load {saved}", "7 tokens")
     terminal.say(":lang java", "language java")
-    terminal.say(f":load {saved}", "7 tokens")
     assert ":continue" in terminal.say(":help", "exit ")
+    assert ":continue" in terminal.say(":", "exit ")
     terminal.say("change_lang", "Language, python or java")
     terminal.child.send("\r")
     terminal.expect("language python")
@@ -176,6 +181,7 @@ def test_a_conversation(terminals, coder, project):
         ":load": ":load needs the name of a file",
         ":load nowhere.py": "nowhere.py: No such file or directory",
         ":nonsense": ":nonsense: no such command",
+        f":save {project.folder}": f"{project.folder}: Is a directory",
     }.items():
         terminal.say(mistake, answer)
 
@@ -189,6 +195,9 @@ def test_a_conversation(terminals, coder, project):
     terminal.child.send(b"caf\xe9 = 1\x1b\r")
     terminal.expect("not UTF-8")
     terminal.say("c = 1", "ended: length")
+    said = terminal.say(":help", "exit ")
+    assert max(map(len, said[said.index("Type code") :].split("\n"))) <= 40
+    assert "".join(HELP.split()).startswith("".join(said[said.index("Type code") :].split()))  # no word is cut
 
     terminal.expect(">>>")
     terminal.child.send("\x12earlier")  # Ctrl-R searches the history, here that of another session
@@ -204,7 +213,7 @@ def test_a_conversation(terminals, coder, project):
 
 def test_a_dumb_terminal_gets_plain_lines(terminals):
     terminal = terminals["dumb"]
-    terminal.expect(":help lists the commands")
+    assert "stop block\nType code" in terminal.expect("exit ends.")  # 40 columns: broken between words
     terminal.expect(">>>")
     terminal.child.send(b"caf\xe9\n")
     terminal.expect("not UTF-8")
