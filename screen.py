@@ -20,7 +20,22 @@ from stopping import STOPS, unfinished
 from terminal import COMMANDS, fold
 
 LEXERS = {"python": PythonLexer, "java": JavaLexer}
-STYLE = Style.from_dict({"said": "ansibrightblack", "bottom-toolbar": "noreverse ansibrightblack"})
+# The terminal's own colours, which its user can read; pygments' dark blue vanishes on black.
+STYLE = Style.from_dict(
+    {
+        "said": "ansibrightblack",
+        "bottom-toolbar": "noreverse ansibrightblack",
+        "pygments.comment": "ansibrightblack",
+        "pygments.keyword": "ansimagenta",
+        "pygments.literal.string": "ansigreen",
+        "pygments.literal.string.doc": "noitalic ansigreen",
+        "pygments.literal.number": "ansicyan",
+        "pygments.name.function": "ansibrightblue",
+        "pygments.name.class": "ansibrightblue",
+        "pygments.name.builtin": "ansicyan",
+        "pygments.operator": "",
+    }
+)
 COMMAND_VALUES = {"lang": LANGUAGES, "stop": STOPS}
 CONTEXT_CHARACTERS = 2000  # of the prompt that are read again to colour what follows it
 
@@ -41,7 +56,7 @@ class EditingScreen:
             key_bindings=self._keys(),
             completer=CommandCompleter(),
             lexer=DynamicLexer(lambda: PygmentsLexer(LEXERS[language()])),
-            bottom_toolbar=status,
+            bottom_toolbar=lambda: fold(status()),
             prompt_continuation="... ",
             style=STYLE,
             reserve_space_for_menu=4,
@@ -146,4 +161,4 @@ class ColouredCode:
                 fresh.append((kind, value[max(0, self._written - start) :]))
                 self._written = end
         if fresh:
-            print_formatted_text(PygmentsTokens(fresh), end="", flush=True)
+            print_formatted_text(PygmentsTokens(fresh), style=STYLE, end="", flush=True)
