@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from common import ROOT, InputError, Parser, atomic_write, dataset_file, run_command
+from dataset.convert import FORMAT_VERSION
 from recipes import report_results
 from runs import Run, caption, compare, print_table, read_run, reference_columns, write_tables
 
@@ -79,6 +80,7 @@ def analyse_data(dataset_name: str, folder: Path, extension: str) -> None:
 
     save(histogram(lengths, f"{dataset_name}: tokens per file"), folder / f"tokens_per_file.{extension}")
     save(bars(words, f"{dataset_name}: most frequent tokens"), folder / f"frequent_tokens.{extension}")
+    save(contamination_chart(meta, dataset_name), folder / f"contamination.{extension}")
 
 
 def read_meta(path: Path) -> dict:
@@ -89,9 +91,9 @@ def read_meta(path: Path) -> dict:
     """
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
-        if {"flags", "languages", "sources", "contamination"} <= meta.keys():
+        if {"flags", "languages", "sources"} <= meta.keys() and meta["format_version"] == FORMAT_VERSION:
             return meta
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, KeyError):
         pass
     raise InputError(f"{path}: missing or not as convert.py writes it; run dataset/convert.py again")
 
@@ -129,8 +131,12 @@ def print_features(name: str, meta: dict, lengths: list[int]) -> None:
     print(f"windows shorter than {flags['segment_len']} tokens: {1 - full / max(windows, 1):.1%}")
     print(f"exact copies of other files: {meta['duplicate_files']}")
     print(f"files skipped: {sum(len(source['skipped']) for source in meta['sources'])}")
-    for length, share in meta["contamination"].items():
-        print(f"dev {length}-grams that stand in train: {'none measured' if share is None else f'{share:.2%}'}")
+    lengths = list(meta["contamination"][flags["split_by"]])
+    print(f"\n{'dev n-grams in train':<24}" + "".join(f"{'n = ' + n:>10}" for n in lengths))
+    for split_by, shares in meta["contamination"].items():
+        label = f"split by {split_by}" + " (this)" * (split_by == flags["split_by"])
+        cells = ("-" if shares[n] is None else f"{shares[n]:.2%}" for n in lengths)
+        print(f"{label:<24}" + "".join(f"{cell:>10}" for cell in cells))
 
 
 def display_word(meta: dict, token: int) -> str:
@@ -305,6 +311,28 @@ def bars(words: list[tuple[str, float]], title: str) -> "Figure":
     axes.grid(visible=False, axis="y")
     axes.set_xlabel("share of all tokens (%)")
     axes.set_title(title)
+    return figure
+
+
+def contamination_chart(meta: dict, title: str) -> "Figure":
+    """Shares of dev's n-grams that stand in train, a group of bars for each split."""
+    figure, axes = _figure()
+    splits = meta["contamination"]
+    lengths = list(splits[meta["flags"]["split_by"]])
+    height = 0.8 / len(lengths)
+    for number, length in enumerate(lengths):
+        shares = [100 * (of_split[length] or 0) for of_split in splits.values()]
+        places = [place + number * height for place in range(len(splits))]
+        drawn = axes.barh(places, shares, 0.9 * height, color=COLOURS[number], label=f"{length}-grams")
+        axes.bar_label(drawn, fmt="%.1f %%", padding=3)
+    axes.set_yticks([place + 0.4 - height / 2 for place in range(len(splits))], [f"split by {name}" for name in splits])
+    axes.invert_yaxis()
+    axes.grid(visible=False, axis="y")
+    axes.set_xlim(0, 115)
+    axes.set_xticks(range(0, 101, 20))
+    axes.set_xlabel("share of dev's n-grams that stand in train (%)")
+    axes.set_title(title)
+    _add_legend(figure, axes)
     return figure
 
 

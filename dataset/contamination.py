@@ -7,22 +7,29 @@ import numpy as np
 if TYPE_CHECKING:
     from dataset.convert import SourceFile
 
+FILES_AT_ONCE = 1000  # whose hashes are held in memory together
+
 
 def contamination(files: "list[SourceFile]", segment_len: int, n: int) -> float | None:
     """Share of dev's n-grams that stand in train word for word; None if no dev window is n tokens long.
 
     Counted over token positions: position p is a split's if one of its windows covers [p, p + n).
     """
-    in_dev = [ngram_hashes(file.ids, n)[covered(file, True, segment_len, n)] for file in files]
-    dev, repeats = np.unique(np.concatenate(in_dev), return_counts=True)
+    dev = np.sort(split_hashes(files, True, segment_len, n))
     if not len(dev):
         return None
     found = np.zeros(len(dev), dtype=bool)
-    for file in files:
-        train = ngram_hashes(file.ids, n)[covered(file, False, segment_len, n)]
-        at = np.searchsorted(dev, train).clip(max=len(dev) - 1)
-        found[at[dev[at] == train]] = True
-    return round(float(repeats[found].sum() / repeats.sum()), 6)
+    for i in range(0, len(files), FILES_AT_ONCE):
+        train = np.sort(split_hashes(files[i : i + FILES_AT_ONCE], False, segment_len, n))
+        if len(train):
+            at = np.searchsorted(train, dev).clip(max=len(train) - 1)  # quick, since both are sorted
+            found |= train[at] == dev
+    return round(float(found.mean()), 6)
+
+
+def split_hashes(files: "list[SourceFile]", is_dev: bool, segment_len: int, n: int) -> np.ndarray:
+    """[n-grams of the files' windows in a split] uint64"""
+    return np.concatenate([ngram_hashes(file.ids, n)[covered(file, is_dev, segment_len, n)] for file in files])
 
 
 def covered(file: "SourceFile", is_dev: bool, segment_len: int, n: int) -> np.ndarray:

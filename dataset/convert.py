@@ -15,7 +15,7 @@ import sys
 import sysconfig
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import numpy as np
     from tokenizers import Tokenizer
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 LABELS = {".py": "Python", ".java": "Java"}
 DEFAULT_SOURCES = ("dataset/Python", "dataset/Java")
 # Besides tests and demos: generated tables, a quarter of the tokens, that would flatter any dev score.
@@ -97,8 +97,6 @@ class SourceFile:
 
 def main() -> None:
     config = parse_flags(ConvertConfig, __doc__)
-    from dataset.contamination import contamination
-
     if config.num_workers:
         os.environ["RAYON_NUM_THREADS"] = str(config.num_workers)
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
@@ -109,8 +107,7 @@ def main() -> None:
         reasons = ", ".join(sorted({reason for _, reason in skipped}))
         raise InputError(f"{' '.join(config.source)}: no file can be used ({reasons}); name other sources")
     languages = {label: [f for f in files if f.label == label] for label in sorted({f.label for f in files})}
-    for label, of_language in languages.items():
-        split(label, of_language, config)
+    contaminations = measure_splits(languages, config)
     meta = {
         "format_version": FORMAT_VERSION,
         # without num_workers, which changes nothing in the result
@@ -121,7 +118,7 @@ def main() -> None:
             "vocab_size": tokenizer.get_vocab_size(),
         },
         "languages": {label: count(of_language, config.segment_len) for label, of_language in languages.items()},
-        "contamination": {str(n): contamination(files, config.segment_len, n) for n in CONTAMINATION_NGRAMS},
+        "contamination": contaminations,
         "duplicate_files": len(files) - len({file.digest for file in files}),
         "sources": describe_sources(files, skipped),
     }
@@ -258,6 +255,31 @@ def split(label: str, files: list[SourceFile], config: ConvertConfig) -> None:
             files[i].in_dev = np.full(windows[i], number in dev)
 
 
+def measure_splits(languages: dict[str, list[SourceFile]], config: ConvertConfig) -> dict[str, dict[str, float | None]]:
+    """Split the files as `config` says.
+
+    Returns:
+        the contamination that results, and beside it that of the splits by file and by segment: n -> share.
+    Raises:
+        InputError: as `split`.
+    """
+    from dataset.contamination import contamination
+
+    files = [file for of_language in languages.values() for file in of_language]
+    shares = {}
+    own_last = sorted({"file", "segment", config.split_by}, key=lambda split_by: split_by == config.split_by)
+    for split_by in own_last:
+        try:
+            for label, of_language in languages.items():
+                split(label, of_language, replace(config, split_by=split_by))
+        except InputError:
+            if split_by == config.split_by:
+                raise
+            continue
+        shares[split_by] = {str(n): contamination(files, config.segment_len, n) for n in CONTAMINATION_NGRAMS}
+    return dict(sorted(shares.items()))
+
+
 def group(files: list[SourceFile], split_by: str) -> list[list[int]]:
     """Indices of the files that must be in the same split: exact copies, and with "folder" all files of a folder."""
     parent: dict[Any, Any] = {}
@@ -367,7 +389,7 @@ def print_summary(meta: dict[str, Any], folder: Path) -> None:
         for name, counts in splits.items():
             cells = "".join(f"{n:>{w},}" for n, w in zip(counts.values(), (8, 12, 16, 16, 16), strict=True))
             print(f"{label + ' ' + name:14}{cells}")
-    for n, share in meta["contamination"].items():
+    for n, share in meta["contamination"][meta["flags"]["split_by"]].items():
         print(f"dev {n}-grams that stand in train: {'none to measure' if share is None else f'{share:.2%}'}")
     print(f"written: {folder}")
 

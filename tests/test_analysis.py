@@ -40,8 +40,10 @@ def test_data_prints_what_meta_says_and_draws(project, dataset_folder, tmp_path)
         row = next(line for line in done.stdout.splitlines() if line.startswith(f"Python {split}"))
         numbers = [int(word.replace(",", "")) for word in row.split()[2:6]]
         assert numbers == [counts[key] for key in ("files", "windows", "source_tokens", "source_bytes")]
-    assert f"{meta['contamination']['50']:.2%}" in done.stdout
-    assert all(is_chart(tmp_path / name) for name in ("tokens_per_file.png", "frequent_tokens.png"))
+    for split_by, shares in meta["contamination"].items():
+        row = next(line for line in done.stdout.splitlines() if line.startswith(f"split by {split_by}"))
+        assert row.split()[-2:] == [f"{shares[n]:.2%}" for n in ("20", "50")]
+    assert all(is_chart(tmp_path / f"{name}.png") for name in ("tokens_per_file", "frequent_tokens", "contamination"))
 
 
 def test_data_counts_each_token_once_and_short_windows_rightly(project, dataset_folder, model, tmp_path):

@@ -175,7 +175,8 @@ def test_split_by_segment(convert, tree):
     train, dev = rows(folder, "train"), rows(folder, "dev")
     assert len(dev) == int(0.1 * len(train + dev))
     assert paths(folder, "dev") <= paths(folder, "train")
-    assert meta(folder)["contamination"]["50"] > 0.9
+    shares = meta(folder)["contamination"]
+    assert shares["segment"]["50"] > 0.9 > 0.2 > shares["file"]["50"]
 
 
 def test_exact_copies_are_in_the_same_split(convert, tmp_path):
@@ -262,10 +263,10 @@ def test_contamination_of_two_files_with_a_common_passage(convert, tmp_path):
     first, second, common = random_text(rng, 40), random_text(rng, 40), random_text(rng, 60)
     write_tree(tmp_path, {"a.py": "A" + first + common, "b.py": "B" + second + common})
     # each file has 101 bytes, hence 52 50-grams, of which 60 - 50 + 1 lie in the passage; 82 20-grams, of which 41
-    result = meta(convert("--source", tmp_path, "--stride", 1, "--dev_size", 0.5))["contamination"]
+    result = meta(convert("--source", tmp_path, "--stride", 1, "--dev_size", 0.5))["contamination"]["file"]
     assert result == {"50": pytest.approx(11 / 52, abs=1e-6), "20": pytest.approx(41 / 82, abs=1e-6)}
     # windows of 30 tokens 60 apart, the last shorter than the file: 20-grams at 0 to 10 only, no 50-gram anywhere
-    result = meta(convert("--source", tmp_path, "--stride", 60, "--segment_len", 30))["contamination"]
+    result = meta(convert("--source", tmp_path, "--stride", 60, "--segment_len", 30))["contamination"]["file"]
     assert result == {"50": None, "20": 0.0}
 
 
@@ -285,7 +286,16 @@ def test_contamination_agrees_with_a_plain_set_of_ngrams(convert):
         train = set(grams["train"])
         share = sum(gram in train for gram in grams["dev"]) / len(grams["dev"])
         assert 0 < share < 1
-        assert meta(folder)["contamination"][str(n)] == pytest.approx(share, abs=1e-6)
+        assert meta(folder)["contamination"]["file"][str(n)] == pytest.approx(share, abs=1e-6)
+
+
+def test_contamination_is_measured_for_both_splits_whichever_is_made(convert):
+    arguments = ("--source", STDLIB / "email", STDLIB / "json", "--stride", 50)
+    by_file, by_segment, by_folder = (
+        meta(convert(*arguments, "--split_by", split_by))["contamination"] for split_by in ("file", "segment", "folder")
+    )
+    assert by_file == by_segment == {name: by_folder[name] for name in ("file", "segment")}
+    assert sorted(by_folder) == ["file", "folder", "segment"]
 
 
 def test_stdlib_is_read_without_its_tests(convert):
