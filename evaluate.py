@@ -150,7 +150,11 @@ class EvaluateFlags:
         8, "sequences per forward pass; on a GPU as many more as fit; the result does not depend on it"
     )
     dev_windows: int = flag(0, "measure on that many windows, always the same ones; 0: all")
-    precision: str = flag("auto", "auto: bf16 or fp16 where the hardware is fast at it", choices=PRECISIONS)
+    precision: str = flag(
+        "auto",
+        "auto: bf16 or fp16 where the hardware is fast at it; int8: on the CPU, as interact.py completes there",
+        choices=(*PRECISIONS, "int8"),
+    )
     output: str = flag("", "write the results as JSON to this file too")
 
 
@@ -162,6 +166,7 @@ def main() -> None:
 
     from data import SrcCodeDataset
     from hub import SPECIAL_WORDS
+    from inference import quantize
     from model import GPTSingleHead, choose_device
 
     keep_freed_memory()
@@ -171,9 +176,14 @@ def main() -> None:
     if flags.max_seq_length:
         model.max_seq_length = flags.max_seq_length
     dataset = SrcCodeDataset(file_path, model)
-    model.to(choose_device())
+    precision = flags.precision
+    if precision == "int8":
+        quantize(model.gpt, few_rows=flags.dev_batch_size * model.max_seq_length)  # every row by generation's kernel
+        precision = "fp32"  # of what is not a linear layer
+    else:
+        model.to(choose_device())
     evaluator = SingleCLMEvaluator(
-        dataset, flags.split, batch_size=flags.dev_batch_size, precision=flags.precision, windows=flags.dev_windows
+        dataset, flags.split, batch_size=flags.dev_batch_size, precision=precision, windows=flags.dev_windows
     )
     results = evaluator(model)
     windows = min(flags.dev_windows or len(dataset), len(dataset))

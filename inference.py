@@ -11,8 +11,8 @@ from transformers.pytorch_utils import Conv1D
 from common import InputError
 from model import GPTSingleHead, choose_dtype
 
-# Up to this many rows the 8-bit kernel is faster than bf16 on unpacked weights (measured at 768 x 3072 on AVX-512).
-_FEW_ROWS = 16
+# Up to this many rows the 8-bit kernel is faster than unpacked weights (measured at 768 x 3072, AVX-512 and AVX2).
+FEW_ROWS = 16
 
 
 def prepare(model: GPTSingleHead, precision: str, device: torch.device) -> GPTSingleHead:
@@ -36,15 +36,15 @@ def prepare(model: GPTSingleHead, precision: str, device: torch.device) -> GPTSi
     return model
 
 
-def quantize(module: nn.Module) -> None:
-    """Replace every linear layer below a module by one with 8-bit weights."""
+def quantize(module: nn.Module, few_rows: int = FEW_ROWS) -> None:
+    """Replace every linear layer below a module by an `Int8Linear`."""
     for name, child in module.named_children():
         if isinstance(child, Conv1D):  # GPT-2's linear layer, with its weight transposed
-            setattr(module, name, Int8Linear(child.weight.T, child.bias))
+            setattr(module, name, Int8Linear(child.weight.detach().T, child.bias, few_rows))
         elif isinstance(child, nn.Linear):
-            setattr(module, name, Int8Linear(child.weight, child.bias))
+            setattr(module, name, Int8Linear(child.weight.detach(), child.bias, few_rows))
         else:
-            quantize(child)
+            quantize(child, few_rows)
 
 
 class Int8Linear(nn.Module):
@@ -57,10 +57,13 @@ class Int8Linear(nn.Module):
     Args:
         weight: [outputs, inputs] float32.
         bias: [outputs] float32, or None.
+        few_rows: with more rows than that the weights are unpacked first.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None):
+    def __init__(self, weight: Tensor, bias: Tensor | None, few_rows: int = FEW_ROWS):
         super().__init__()
+        self._few_rows = few_rows
+        self._unpacked = choose_dtype("auto", torch.device("cpu"))  # bf16 is slow on CPUs that do not have it
         mean = weight.mean(0)
         scale = ((weight - mean).abs().amax(1) / 127).clamp(min=1e-12).bfloat16()
         packed = ((weight - mean) / scale.float()[:, None]).round().clamp(-127, 127).to(torch.int8)
@@ -71,10 +74,10 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.flatten(0, -2)  # [rows, inputs]
-        if len(rows) <= _FEW_ROWS:
+        if len(rows) <= self._few_rows:
             y = torch._weight_int8pack_mm(rows.bfloat16(), self.weight, self.scale)
         else:
-            y = F.linear(rows.bfloat16(), self.weight.bfloat16()) * self.scale
+            y = F.linear(rows.to(self._unpacked), self.weight.to(self._unpacked)) * self.scale
         y = y.float() + (rows @ self.mean)[:, None]  # [rows, outputs]
         if self.bias is not None:
             y += self.bias

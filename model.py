@@ -135,7 +135,7 @@ class GPTSingleHead(nn.Module):
     @property
     def has_plain_head(self) -> bool:
         """Whether the logits are a matrix product and nothing else, as in GPT-2; other architectures may scale them."""
-        return isinstance(self.gpt, GPT2LMHeadModel)
+        return isinstance(self.gpt, GPT2LMHeadModel) and isinstance(self.gpt.lm_head, nn.Linear)
 
     def scores(self, ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Of each target: the nats that it costs [B, T - 1] float32, and whether it is the likeliest token, bool."""
