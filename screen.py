@@ -5,8 +5,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from prompt_toolkit import PromptSession, print_formatted_text, prompt
+from prompt_toolkit.application import get_app
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
 from prompt_toolkit.document import Document
+from prompt_toolkit.filters import Condition
 from prompt_toolkit.formatted_text import FormattedText, PygmentsTokens
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
@@ -85,6 +87,10 @@ class EditingScreen:
             else:
                 buffer.newline()
                 buffer.insert_text(self._margin(buffer.document.lines[-2]))
+
+        @keys.add("tab", filter=Condition(lambda: not get_app().current_buffer.text))
+        def _(event: KeyPressEvent) -> None:
+            event.app.exit(result=":next")
 
         @keys.add("escape", "enter")
         def _(event: KeyPressEvent) -> None:

@@ -28,22 +28,23 @@ OPTIONS = {
     "seed": "seed",
     "stop": "stop",
 }
-COMMANDS = (*OPTIONS, "lang", "continue", "load", "save", "help", "exit")
+COMMANDS = (*OPTIONS, "lang", "next", "continue", "load", "save", "help", "exit")
 HELP = """\
 Type code and it is completed. Where lines can be edited, Enter goes to the
 next line while a block or bracket is open; Enter on an empty line, or
 Alt-Enter anywhere, completes. Ctrl-C stops a completion and keeps the text.
-  :n 5               show 5 candidates, first those that parse, the likeliest first
+  :n 5               generate 5 candidates: first those that parse, the likeliest first
+  :next              show the next of them; where lines can be edited, Tab does
   :temperature 0.2   lower is safer; 0 always takes the likeliest token
   :stop line         end with the line; or with the block, at a blank line, none
   :max_length 128    most tokens to generate
   :top_k :top_p :repetition_penalty :min_probability :seed
                      as those flags; a setting without a value is shown
   :lang java         change the language (as change_lang does)
-  :continue          go on where the last completion ended, or with :continue 2
-                     where its second candidate did
+  :continue          go on where the completion shown last ended, or with
+                     :continue 2 where its second candidate did
   :load FILE         complete at the end of a file, in the language of its name
-  :save FILE         write the last prompt and its best completion to a file
+  :save FILE         write the prompt and the completion shown last to a file
   :help              show this text
   exit               end, as Ctrl-D does
 """
@@ -62,7 +63,7 @@ class Repl:
     def __init__(self, model, name: str, language: str, settings: dict):
         self.model, self.name, self.language, self.settings = model, name, language, settings
         self.tokens_per_second = 0.0
-        self._prompt, self._found = "", []
+        self._prompt, self._found, self._shown = "", [], 0
         self._screen = make_screen(self.status, lambda: self.language)
 
     def run(self) -> None:
@@ -135,7 +136,11 @@ class Repl:
                 raise InputError(f":lang takes {' or '.join(LANGUAGES)}")
             self._set_language(value.lower())
         elif name == "continue":
-            self._continue(value or "1")
+            self._continue(value or str(self._shown + 1))
+        elif name == "next":
+            if not self._found:
+                raise InputError("nothing to show yet: type some code first")
+            self._show((self._shown + 1) % len(self._found))
         elif name == "load":
             file = _file(name, value)
             source, language = read_source(file), language_of(file)
@@ -179,7 +184,7 @@ class Repl:
             raise InputError("nothing to save yet: type some code first")
         try:
             with atomic_write(file) as output:
-                output.write(f"{self._prompt}{self._found[0].text}\n")
+                output.write(f"{self._prompt}{self._found[self._shown].text}\n")
         except OSError as error:  # it names the temporary file
             raise InputError(f"{file}: {error.strerror}") from None
         self._screen.write(f"written: {file}\n")
@@ -197,19 +202,22 @@ class Repl:
         seconds = time.perf_counter() - began
         if code:
             code.end()
-        for number, completion in enumerate(found, 1):
-            if not streams:
-                self._screen.write(f"--- {number}: {describe(completion)}\n")
-                code = self._screen.code(prompt, self.language)
-                code.write(completion.text)
-                code.end()
-        if streams:
             self._screen.write(f"[{describe(found[0])}]\n")
+        if found:
+            self._prompt, self._found, self._shown = prompt, found, 0
+            self.tokens_per_second = sum(len(completion.tokens) for completion in found) / seconds
+            if not streams:
+                self._show(0)
         for note in notes(found, options):
             self._screen.write(f"[{note}]\n")
-        if found:
-            self._prompt, self._found = prompt, found
-            self.tokens_per_second = sum(len(completion.tokens) for completion in found) / seconds
+
+    def _show(self, number: int) -> None:
+        """Show one of the candidates, counted from 0, which :continue and :save then mean."""
+        self._shown, completion = number, self._found[number]
+        self._screen.write(f"--- {number + 1} of {len(self._found)}: {describe(completion)}\n")
+        code = self._screen.code(self._prompt, self.language)
+        code.write(completion.text)
+        code.end()
 
 
 def _file(command: str, name: str) -> Path:
