@@ -27,7 +27,17 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common import ROOT, InputError, atomic_write, flag, keep_freed_memory, parse_flags, run_command
+from common import (
+    ROOT,
+    InputError,
+    atomic_write,
+    flag,
+    keep_freed_memory,
+    memory,
+    parse_flags,
+    peak_memory,
+    run_command,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -150,8 +160,6 @@ def time_training(
     contenders: list[Contender], batch: int, repeats: int, model: "GPTSingleHead", device: "torch.device"
 ) -> list[dict]:
     """Let the contenders take turns of as many steps each, after one for practice; between them a matrix product."""
-    from contenders import flops_per_token
-
     slowest = max(seconds_of(contender.step, device) for contender in contenders)
     steps = max(1, round(TURN_SECONDS / slowest))
     dtypes = {contender.dtype for contender in contenders}
@@ -183,7 +191,7 @@ def time_training(
                 "first_step_s": contender.first_step_s,
                 "peak_gib": contender.peak_bytes / 2**30 if contender.peak_bytes > 0 else None,
                 "matmul_tflops": ceiling / 1e12,
-                "flops_utilization": tokens * flops_per_token(model) / step_s / ceiling,
+                "flops_utilization": tokens * model.flops_per_token() / step_s / ceiling,
             }
         )
     return results
@@ -286,23 +294,6 @@ def seconds_of(work: Callable[[], object], device: "torch.device", times: int = 
         work()
     wait()
     return time.perf_counter() - started
-
-
-def memory(device: "torch.device", key: str = "VmRSS") -> int:
-    """Bytes in use: of tensors on a GPU, of the process on a CPU under Linux, elsewhere 0."""
-    import torch
-
-    if device.type == "cuda":
-        return torch.cuda.memory_allocated()
-    status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.is_file() else []
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(key)), 0)
-
-
-def peak_memory(device: "torch.device") -> int:
-    import torch
-
-    return torch.cuda.max_memory_allocated() if device.type == "cuda" else memory(device, "VmHWM")
 
 
 def reset_peak(device: "torch.device") -> None:

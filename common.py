@@ -9,7 +9,10 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, NoReturn, TypeVar
+from typing import IO, TYPE_CHECKING, Any, NoReturn, TypeVar
+
+if TYPE_CHECKING:
+    import torch
 
 ROOT = Path(__file__).resolve().parent
 
@@ -60,6 +63,24 @@ def keep_freed_memory(keep: bool = True) -> None:
         c_library.mallopt(mmap_max, 0 if keep else 65536)
         if not keep:
             c_library.malloc_trim(0)
+
+
+def memory(device: "torch.device", key: str = "VmRSS") -> int:
+    """Bytes in use: of tensors on a GPU, of the process on a CPU under Linux, elsewhere 0."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated()
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.is_file() else []
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(key)), 0)
+
+
+def peak_memory(device: "torch.device") -> int:
+    """The most that was in use, as `memory` counts it."""
+    import torch
+
+    return torch.cuda.max_memory_allocated() if device.type == "cuda" else memory(device, "VmHWM")
 
 
 class Parser(argparse.ArgumentParser):

@@ -90,16 +90,6 @@ def available_bytes() -> int:
         return 4 << 30
 
 
-def flops_per_token(model: GPTSingleHead) -> float:
-    """Of forward and backward pass: 6 per weight of a matrix, and attention's 12 x layers x width x length.
-
-    As in PaLM (arXiv:2204.02311, appendix B). GPT-2's token embedding counts once, as the matrix of the logits.
-    """
-    config = model.gpt.config
-    weights = sum(p.numel() for name, p in model.gpt.named_parameters() if p.dim() >= 2 and "wpe" not in name)
-    return 6 * weights + 12 * config.num_hidden_layers * config.hidden_size * model.max_seq_length
-
-
 @contextlib.contextmanager
 def ours(model: GPTSingleHead, rows: RandomRows, batch: int, folder: Path, compiled: bool) -> Iterator[Step]:
     config = TrainConfig(per_gpu_train_batch_size=batch, compile="on" if compiled else "off")

@@ -167,6 +167,17 @@ class GPTSingleHead(nn.Module):
         padded["attention_mask"] = (torch.arange(longest) < lengths[:, None]).long()  # [B, longest]
         return padded
 
+    def flops_per_token(self) -> float:
+        """Floating-point operations of a forward and a backward pass for one token of a full window.
+
+        6 for each weight of a matrix product and 12 x layers x width x length for attention, as in PaLM
+        (arXiv:2204.02311, appendix B). An embedding counts where it is the matrix of the logits too.
+        """
+        config, head = self.gpt.config, self.gpt.get_output_embeddings().weight
+        tables = {id(module.weight) for module in self.gpt.modules() if isinstance(module, nn.Embedding)} - {id(head)}
+        weights = sum(p.numel() for p in self.gpt.parameters() if p.dim() >= 2 and id(p) not in tables)
+        return 6 * weights + 12 * config.num_hidden_layers * config.hidden_size * self.max_seq_length
+
     def get_embedding_dimension(self) -> int:
         return self.gpt.config.hidden_size
 

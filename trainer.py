@@ -16,7 +16,7 @@ from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
 from checkpoint import one_line_when_full, read_progress, restore_checkpoint, save_checkpoint
-from common import InputError, atomic_write, replace_folder
+from common import InputError, atomic_write, peak_memory, replace_folder
 from config import TrainConfig
 from data import SrcCodeDataset, TokenBatches, pad_id
 from evaluate import SingleCLMEvaluator
@@ -125,7 +125,10 @@ class ModelTrainer:
             try:
                 while self.progress.step < self.total_steps and not self._stopped_early() and not self.stop.signal:
                     self._train_epoch(bar)
-            except torch.OutOfMemoryError:
+            except RuntimeError as error:
+                # A GPU's allocator has an error of its own, which is a RuntimeError; a CPU's has these words alone.
+                if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+                    raise
                 raise InputError(self._memory_advice()) from None
             finally:
                 self.metrics.close()
@@ -295,6 +298,7 @@ class ModelTrainer:
             "lr": lr,
             "grad_norm": grad_norm.item(),
             "tokens_per_second": tokens / seconds,
+            "tflops": tokens / seconds * self.model.flops_per_token() / 1e12,
             "tokens_seen": progress.tokens_seen,
             "skipped_steps": progress.skipped_steps,
         }
@@ -389,9 +393,9 @@ class ModelTrainer:
         logger.info("  Output path: %s", self.run_folder)
 
     def _memory_advice(self) -> str:
-        peak = torch.cuda.max_memory_allocated(self.device) / 2**30
+        peak = f"peak {peak_memory(self.device) / 2**30:.1f} GiB"
         return (
-            f"{self.device}: out of memory (peak {peak:.1f} GiB); lower --per_gpu_train_batch_size and raise "
+            f"{self.device}: out of memory ({peak}); lower --per_gpu_train_batch_size and raise "
             "--accumulation_steps as much, or lower --dev_batch_size or --max_seq_length; what was saved is kept, "
             "--restore_training goes on"
         )
