@@ -138,8 +138,8 @@ class Repl:
         elif name == "continue":
             self._continue(value or str(self._shown + 1))
         elif name == "next":
-            if not self._found:
-                raise InputError("nothing to show yet: type some code first")
+            if len(self._found) < 2:
+                raise InputError("no other candidate to show: set :n, then type some code")
             self._show((self._shown + 1) % len(self._found))
         elif name == "load":
             file = _file(name, value)
@@ -206,10 +206,10 @@ class Repl:
         if found:
             self._prompt, self._found, self._shown = prompt, found, 0
             self.tokens_per_second = sum(len(completion.tokens) for completion in found) / seconds
-            if not streams:
-                self._show(0)
-        for note in notes(found, options):
-            self._screen.write(f"[{note}]\n")
+        if found and not streams:
+            self._show(0)
+        else:
+            self._write_notes(found, options)
 
     def _show(self, number: int) -> None:
         """Show one of the candidates, counted from 0, which :continue and :save then mean."""
@@ -218,6 +218,11 @@ class Repl:
         code = self._screen.code(self._prompt, self.language)
         code.write(completion.text)
         code.end()
+        self._write_notes([completion], Settings(**self.settings))
+
+    def _write_notes(self, found: list[Completion], options: Settings) -> None:
+        for note in notes(found, options):
+            self._screen.write(f"[{note}]\n")
 
 
 def _file(command: str, name: str) -> Path:

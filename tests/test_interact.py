@@ -188,6 +188,7 @@ def test_a_conversation(terminals, coder, project):
         ":stop soon": ":stop soon: must be one of block, blank, line, none",
         ":lang c": ":lang takes python or java",
         ":continue 9": ":continue 9: choose a candidate from 1 to 1",
+        ":next": "no other candidate to show",
         ":load": ":load needs the name of a file",
         ":load nowhere.py": "nowhere.py: No such file or directory",
         ":nonsense": ":nonsense: no such command",
