@@ -9,6 +9,8 @@ from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
+from checkpoint import one_line_when_full
+
 logger = logging.getLogger(__name__)
 
 WANDB_TIMEOUT_S = 30
@@ -25,6 +27,8 @@ class Metrics:
         wandb_id: the W&B run to go on with.
         config: recorded with the W&B run.
         enabled: False in processes that write nothing.
+
+    Its methods raise InputError where the disk is full.
     """
 
     def __init__(
@@ -39,7 +43,9 @@ class Metrics:
         self._tensorboard = self._wandb = None
         if not enabled:
             return
-        self._tensorboard = SummaryWriter(str(run_folder / "tensorboard"), purge_step=first_step)
+        self._folder = run_folder / "tensorboard"
+        threading.excepthook = _say_all_but_os_errors
+        self._tensorboard = SummaryWriter(str(self._folder), purge_step=first_step)
         if wandb_project is not None:
             self._wandb = _start_wandb(run_folder, wandb_project, wandb_id, config)
 
@@ -49,8 +55,9 @@ class Metrics:
 
     def log(self, values: dict[str, float], step: int) -> None:
         if self._tensorboard:
-            for name, value in values.items():
-                self._tensorboard.add_scalar(name, value, step)
+            with one_line_when_full(self._folder):
+                for name, value in values.items():
+                    self._tensorboard.add_scalar(name, value, step)
         if self._wandb:
             try:
                 self._wandb.log(values, step=step)
@@ -60,13 +67,21 @@ class Metrics:
 
     def flush(self) -> None:
         if self._tensorboard:
-            self._tensorboard.flush()
+            with one_line_when_full(self._folder):
+                self._tensorboard.flush()
 
     def close(self) -> None:
         if self._tensorboard:
-            self._tensorboard.close()
+            with one_line_when_full(self._folder):
+                self._tensorboard.close()
         if self._wandb:
             _within(WANDB_TIMEOUT_S, self._wandb.finish)
+
+
+def _say_all_but_os_errors(thread_error: threading.ExceptHookArgs) -> None:
+    """TensorBoard's writer thread ends with such an error, and raises it again in the next call of `Metrics`."""
+    if not isinstance(thread_error.exc_value, OSError):
+        threading.__excepthook__(thread_error)
 
 
 def _start_wandb(run_folder: Path, project: str, run_id: str | None, config: dict | None):

@@ -89,6 +89,7 @@ def _may_overwrite(run_folder: Path, overwrite: bool) -> bool:
 
 def _log_to_file(run_folder: Path) -> None:
     run_folder.mkdir(parents=True, exist_ok=True)
+    logging.raiseExceptions = False  # a full disk is for the trainer to report, in one line
     handler = logging.FileHandler(run_folder / "log.out", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s - %(name)s - %(levelname)s - %(message)s"))
     logging.getLogger().addHandler(handler)
