@@ -165,6 +165,9 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO]:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:  # a full disk's names no file, others name one that the user does not know
+        error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -191,6 +194,9 @@ def replace_folder(path: Path, durable: bool = True) -> Iterator[Path]:
             path.rename(old)
         new.rename(path)
         _fsync(path.parent)
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
     finally:
         shutil.rmtree(new, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import os
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -111,10 +112,22 @@ class SrcCodeDataset(Dataset):
             self.tokens = np.empty((rows, self.max_seq_length), dtype)
             self.lengths = _fill(self.tokens, self.file_path, model)
             return
+        try:
+            self._pack_into(cache, model, dtype, rows, content, stat)
+        except OSError as error:
+            raise InputError(f"{cache}: cannot be written ({error.strerror}); make room there") from None
+        if not self._load(cache):
+            raise InputError(f"{self.file_path}: changed while it was read; start again")
+        logger.info("packed %d rows of %s into %s", rows, self.file_path, cache)
+
+    def _pack_into(
+        self, cache: Path, model: GPTSingleHead, dtype: np.dtype, rows: int, content: str, stat: os.stat_result
+    ) -> None:
         cache.mkdir(parents=True, exist_ok=True)
         (cache / "meta.json").unlink(missing_ok=True)  # from here on, and until it is there again, no cache
         shape = (rows, self.max_seq_length)
         matrix = np.lib.format.open_memmap(cache / "tokens.npy", mode="w+", dtype=dtype, shape=shape)
+        _reserve(cache / "tokens.npy")
         lengths = _fill(matrix, self.file_path, model)
         matrix.flush()
         with atomic_write(cache / "lengths.npy", "wb") as file:
@@ -122,10 +135,6 @@ class SrcCodeDataset(Dataset):
         meta = {"key": self._key(content), "rows": rows, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
         with atomic_write(cache / "meta.json") as file:
             json.dump(meta, file)
-        del matrix
-        if not self._load(cache):
-            raise InputError(f"{self.file_path}: changed while it was read; start again")
-        logger.info("packed %d rows of %s into %s", rows, self.file_path, cache)
 
 
 class TokenBatches:
@@ -164,6 +173,13 @@ class TokenBatches:
 def pad_id(model: GPTSingleHead) -> int:
     """The id that fills a batch: any would do, since padding counts nowhere."""
     return model.tokenizer.pad_token_id if model.tokenizer.pad_token_id is not None else model.eos_token_id
+
+
+def _reserve(file: Path) -> None:
+    """Set room aside for the whole of a sparse file: the system kills who writes to a mapped page without any."""
+    if hasattr(os, "posix_fallocate"):  # not on macOS
+        with file.open("r+b") as opened:
+            os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
 
 
 def _hash_and_count(path: Path) -> tuple[str, int]:

@@ -127,6 +127,8 @@ class Repl:
             self._screen.write(f"{error}\n")
         except OSError as error:
             self._screen.write(f"{error.filename}: {error.strerror}\n")
+        except KeyboardInterrupt:  # a second one, while the first was waiting for a token
+            self._screen.write("\n")
 
     def _command(self, name: str, value: str) -> None:
         if name in OPTIONS:
@@ -182,20 +184,17 @@ class Repl:
     def _save(self, file: Path) -> None:
         if not self._found:
             raise InputError("nothing to save yet: type some code first")
-        try:
-            with atomic_write(file) as output:
-                output.write(f"{self._prompt}{self._found[self._shown].text}\n")
-        except OSError as error:  # it names the temporary file
-            raise InputError(f"{file}: {error.strerror}") from None
+        with atomic_write(file) as output:
+            output.write(f"{self._prompt}{self._found[self._shown].text}\n")
         self._screen.write(f"written: {file}\n")
 
     def _complete(self, prompt: str) -> None:
         """Complete, show, and remember for :continue and :save. A single candidate is shown as it comes."""
         options = Settings(**self.settings)
         streams = options.candidates == 1 and not options.min_probability
-        code = self._screen.code(prompt, self.language) if streams else None
         began = time.perf_counter()
         with interruptible() as cancelled:
+            code = self._screen.code(prompt, self.language) if streams else None
             found = complete(
                 self.model, prompt, self.language, on_text=code and code.write, cancelled=cancelled, **self.settings
             )

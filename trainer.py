@@ -333,7 +333,8 @@ class ModelTrainer:
     def _save_best(self, scores: dict[str, float]) -> None:
         if not is_main():
             return
-        with replace_folder(self.run_folder / "0_GPTSingleHead") as folder, one_line_when_full(folder):
+        best = self.run_folder / "0_GPTSingleHead"
+        with replace_folder(best) as folder, one_line_when_full(best):
             self.model.save(folder)
         report = {
             "training_examples": len(self.batches),

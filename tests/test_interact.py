@@ -145,8 +145,8 @@ def test_a_conversation(terminals, coder, project):
 
     # Ctrl-C in the middle of a completion keeps what has been streamed.
     terminal.say(f":max_length {CONTEXT}", f"max_length {CONTEXT}")
-    terminal.say("a =", "x")
-    terminal.expect("x")
+    terminal.say("a =", "\na =")  # at the start of a line: not the echo of what was typed, but the completion's
+    terminal.expect("\n")
     terminal.child.sendintr()
     streamed = terminal.expect("ended: interrupted")
     assert "stopped by Ctrl-C" in terminal.expect("unfinished]")

@@ -110,12 +110,17 @@ def test_a_full_disk_is_said_in_one_line_and_the_state_before_it_still_loads(pro
     last = project.folder / "model" / "full" / "last"
     before = {file.name: file.read_bytes() for file in last.iterdir()}
 
-    def limit_file_size():  # writing beyond it fails, as on a full disk
-        resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
+    def limit_file_size(size):  # writing beyond it fails, as on a full disk
+        return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
-    message = project.fails(*command, 10, preexec_fn=limit_file_size, log_lines=True)
-    assert "cannot be written" in message
-    assert "--restore_training" in message
+    cases = {"0_GPTSingleHead": (300_000, [10]), "tensorboard": (12_000, [40, "--evaluation_steps", 40])}
+    for place, (size, flags) in cases.items():
+        command_now = [*command, *flags, "--logging_steps", 1]
+        message = project.fails(*command_now, preexec_fn=limit_file_size(size), log_lines=True)
+        assert f"{place}: cannot be written" in message
+        assert "--restore_training" in message
+    message = project.fails(*command, 5, "--run_name", "fuller", preexec_fn=limit_file_size(12_000), log_lines=True)
+    assert "make room" in message  # for the packed dataset
     assert {file.name: file.read_bytes() for file in last.iterdir()} == before
     done = project.run(*command, 10)
     assert "going on after step 5" in done.stderr
