@@ -87,12 +87,16 @@ def is_main() -> bool:
 
 @contextmanager
 def main_first() -> Iterator[None]:
-    """The main process goes through the block before the others enter it."""
-    if not is_main():
-        dist.barrier()
-    yield
-    if is_main() and world_size() > 1:
-        dist.barrier()
+    """The main process goes through the block first, then one process on each other machine, then the others.
+
+    So a file that the block makes where it is missing is made once, whether or not the machines share their disk.
+    """
+    turn = 0 if is_main() else 1 if os.environ["LOCAL_RANK"] == "0" else 2
+    for now in range(3):
+        if now == turn:
+            yield
+        if world_size() > 1:
+            dist.barrier()
 
 
 def all_sum(values: Tensor) -> Tensor:

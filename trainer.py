@@ -141,6 +141,10 @@ class ModelTrainer:
             self.progress = Progress(**saved["run"])
             restore_checkpoint(last, self.model, self.optimizer, self.scaler)
             logger.info("going on after step %d of %s", self.progress.step, last)
+        if all_sum(torch.tensor(self.progress.step, device=self.device)) != self.progress.step * world_size():
+            raise InputError(
+                f"{self.run_folder}: not all machines see the same saved state; put model/ on a shared disk"
+            )
         if is_main():
             with atomic_write(self.run_folder / "hyperparams.json") as file:
                 json.dump(asdict(self.config), file, indent=2)

@@ -5,7 +5,9 @@ import os
 import random
 import resource
 import shlex
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -187,3 +189,30 @@ def test_more_gpus_than_there_are_is_refused(project):
     message = project.fails("train.py", "--n_gpu", 2, "--run_name", "many")
     assert "this machine has 0" in message
     assert "torchrun" in message
+
+
+def test_machines_without_a_shared_disk_train_together_and_are_told_why_they_cannot_go_on(project, base, tmp_path):
+    """Two machines are two copies of the project here; only the first one's disk gets the run's state."""
+    other = tmp_path / "other"
+    shutil.copytree(project.folder, other, ignore=shutil.ignore_patterns("model", ".cache", "*.pyc"))
+
+    def run_on_both(*flags):
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        torchrun = ["-m", "torch.distributed.run", "--nnodes", 2, "--master_addr", "127.0.0.1", "--master_port", port]
+        return [
+            subprocess.Popen(
+                list(map(str, [sys.executable, *torchrun, "--node_rank", rank, *train_command(base, "nodes"), *flags])),
+                cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            )
+            for rank, folder in enumerate((project.folder, other))
+        ]  # fmt: skip
+
+    outputs = [process.communicate(timeout=120)[1] for process in run_on_both("--max_steps", 2)]
+    assert "best model: dev perplexity" in outputs[0]
+    assert (other / ".cache" / "nodes" / "train" / "meta.json").is_file()
+    assert not (other / "model").exists()
+    processes = run_on_both("--max_steps", 4, "--restore_training")
+    outputs = [process.communicate(timeout=120)[1] for process in processes]
+    assert all(process.returncode for process in processes)
+    assert any("put model/ on a shared disk" in output for output in outputs)
