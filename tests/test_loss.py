@@ -11,7 +11,8 @@ from loss import IGNORED, next_token_nats, next_token_scores
 @pytest.fixture(params=[1, 7, 1000], ids="{} rows a slice".format)
 def problem(request, monkeypatch):
     """A vocabulary of 101, which is no multiple of 64; a third of the targets are ignored."""
-    monkeypatch.setitem(loss._SLICE_BYTES, "cpu", 4 * 128 * request.param)
+    for dtype in (torch.float32, torch.bfloat16):
+        monkeypatch.setitem(loss._CPU_SLICE_BYTES, dtype, 4 * 128 * request.param)
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(20, 16, generator=generator, requires_grad=True)
     weight = torch.randn(101, 16, generator=generator, requires_grad=True)
