@@ -166,7 +166,7 @@ def main() -> None:
 
     from data import SrcCodeDataset
     from hub import SPECIAL_WORDS
-    from inference import quantize
+    from inference import prepare
     from model import GPTSingleHead, choose_device
 
     keep_freed_memory()
@@ -178,7 +178,7 @@ def main() -> None:
     dataset = SrcCodeDataset(file_path, model)
     precision = flags.precision
     if precision == "int8":
-        quantize(model.gpt, few_rows=flags.dev_batch_size * model.max_seq_length)  # every row by generation's kernel
+        prepare(model, "int8", torch.device("cpu"))
         precision = "fp32"  # of what is not a linear layer
     else:
         model.to(choose_device())

@@ -1,34 +1,36 @@
 """Make a model fast at generating: 8-bit weights on a CPU, 16 bits on a GPU, as many threads as help."""
 
 import time
+import warnings
 from math import inf
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from common import InputError
-from model import GPTSingleHead, choose_dtype
+from model import GPTSingleHead, choose_dtype, fuse_activations
 
-# Up to this many rows the 8-bit kernel is faster than unpacked weights (measured at 768 x 3072, AVX-512 and AVX2).
-FEW_ROWS = 16
+_LEVELS = 63  # of 7 bits: with more, two products of 8 bits would overflow 16, in which AVX2 adds pairs of them
+_TINY = torch.tensor(1e-12)
 
 
 def prepare(model: GPTSingleHead, precision: str, device: torch.device) -> GPTSingleHead:
     """Move a model to a device and into a precision, for inference only, and choose PyTorch's number of threads.
 
     Args:
-        precision: fp32, bf16, fp16 (GPU only), int8 (CPU only), or auto: int8 on a CPU, bf16 or fp16 on a GPU.
+        precision: fp32, bf16, fp16 (GPU only), int8 (x86 CPU only), or auto: bf16 or fp16 on a GPU, on a CPU int8 where
+            that can be had.
     Raises:
         InputError: the device cannot do that.
     """
-    if precision == "int8" and device.type != "cpu":
-        raise InputError("--precision int8 is for CPUs; on a GPU use --precision auto")
+    if precision == "int8" and not (device.type == "cpu" and has_int8()):
+        raise InputError("--precision int8 needs an x86 CPU, and PyTorch's kernels for it; use --precision auto")
     model = model.eval().requires_grad_(False).to(device)
+    fuse_activations(model.gpt)
     available = torch.get_num_threads()
     torch.set_num_threads(1)  # what follows is short
-    if device.type == "cpu" and precision in ("auto", "int8"):
+    if device.type == "cpu" and precision in ("auto", "int8") and has_int8():
         quantize(model.gpt)
     else:
         model.gpt.to(choose_dtype(precision, device))
@@ -36,52 +38,64 @@ def prepare(model: GPTSingleHead, precision: str, device: torch.device) -> GPTSi
     return model
 
 
-def quantize(module: nn.Module, few_rows: int = FEW_ROWS) -> None:
-    """Replace every linear layer below a module by an `Int8Linear`."""
+def has_int8() -> bool:
+    """Whether `quantize` works on this CPU with this PyTorch, whose later versions may leave its kernel out."""
+    engines = torch.backends.quantized.supported_engines
+    return "fbgemm" in engines and hasattr(torch.ops.quantized, "linear_with_input_q_dq_qweight_dq_output_fp32")
+
+
+def quantize(module: nn.Module) -> None:
+    """Replace every linear layer below a module by one with 8-bit weights."""
     for name, child in module.named_children():
         if isinstance(child, Conv1D):  # GPT-2's linear layer, with its weight transposed
-            setattr(module, name, Int8Linear(child.weight.detach().T, child.bias, few_rows))
+            setattr(module, name, Int8Linear(child.weight.T, child.bias))
         elif isinstance(child, nn.Linear):
-            setattr(module, name, Int8Linear(child.weight.detach(), child.bias, few_rows))
+            setattr(module, name, Int8Linear(child.weight, child.bias))
         else:
-            quantize(child, few_rows)
+            quantize(child)
 
 
 class Int8Linear(nn.Module):
     """A linear layer whose weights are 8-bit integers with one scale for each output.
 
     Generation reads every weight once for each token, so its time is that of reading memory: a quarter of float32's.
-    The kernel rounds its results to bf16. So that this costs no precision where all results share a large offset, as
-    the logits of GPT-2 do, the mean over the outputs is taken out of the weights and added in float32.
+    FBGEMM's kernel wants inputs of few bits too. So that this costs no precision, each row goes in twice: rounded to 7
+    bits, and what that leaves, in 7 bits again. Next to reading the weights, a second row takes hardly any time. The
+    mean over the outputs is taken out of the weights, so that 8 bits go further where all outputs share a large offset,
+    as GPT-2's logits do.
 
     Args:
         weight: [outputs, inputs] float32.
         bias: [outputs] float32, or None.
-        few_rows: with more rows than that the weights are unpacked first.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, few_rows: int = FEW_ROWS):
+    def __init__(self, weight: Tensor, bias: Tensor | None):
         super().__init__()
-        self._few_rows = few_rows
-        self._unpacked = choose_dtype("auto", torch.device("cpu"))  # bf16 is slow on CPUs that do not have it
+        weight = weight.detach()
         mean = weight.mean(0)
-        scale = ((weight - mean).abs().amax(1) / 127).clamp(min=1e-12).bfloat16()
-        packed = ((weight - mean) / scale.float()[:, None]).round().clamp(-127, 127).to(torch.int8)
+        weight = weight - mean
+        scale = (weight.abs().amax(1) / 127).clamp(min=1e-12)  # [outputs]
+        self._product = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default
+        engine = torch.backends.quantized.engine
+        torch.backends.quantized.engine = "fbgemm"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that a later PyTorch will not have this; see has_int8
+            zeros = torch.zeros(len(weight), dtype=torch.long)
+            packed = torch.quantize_per_channel(weight, scale, zeros, 0, torch.qint8)
+            self._packed = torch.ops.quantized.linear_prepack(packed, None)
+        torch.backends.quantized.engine = engine
         self.register_buffer("mean", mean)  # [inputs]
-        self.register_buffer("scale", scale)  # [outputs]
-        self.register_buffer("weight", packed.contiguous())  # [outputs, inputs]
-        self.register_buffer("bias", bias)
+        self.register_buffer("bias", torch.zeros(len(weight)) if bias is None else bias.detach())
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = x.flatten(0, -2)  # [rows, inputs]
-        if len(rows) <= self._few_rows:
-            y = torch._weight_int8pack_mm(rows.bfloat16(), self.weight, self.scale)
-        else:
-            y = F.linear(rows.to(self._unpacked), self.weight.to(self._unpacked)) * self.scale
-        y = y.float() + (rows @ self.mean)[:, None]  # [rows, outputs]
-        if self.bias is not None:
-            y += self.bias
-        return y.unflatten(0, x.shape[:-1])
+        """x [..., inputs] float32 -> [..., outputs]. Few operations, as each costs time for every token."""
+        size = torch.add(_TINY, x.abs().amax(-1, keepdim=True), alpha=1 / _LEVELS)
+        scaled = x / size  # in -_LEVELS .. _LEVELS
+        coarse = scaled.round()
+        rest = scaled.sub_(coarse).mul_(2 * _LEVELS)
+        y, y_of_rest = self._product(torch.stack((coarse, rest)), 1.0, _LEVELS + 1, self._packed).unbind()
+        y = torch.addcmul(self.bias, torch.add(y, y_of_rest, alpha=1 / (2 * _LEVELS)), size)
+        return y.add_((x @ self.mean)[..., None])
 
 
 @torch.inference_mode()

@@ -21,7 +21,7 @@ from config import TrainConfig
 from data import SrcCodeDataset, TokenBatches, pad_id
 from evaluate import SingleCLMEvaluator
 from metrics import Metrics
-from model import GPTSingleHead, SummedLoss, autocast, choose_dtype
+from model import GPTSingleHead, SummedLoss, autocast, choose_dtype, fuse_activations
 from parallel import StopSignal, all_sum, is_main, rank, world_size
 from schedule import epoch_order, lr_factor, seed_step
 
@@ -81,6 +81,7 @@ class ModelTrainer:
         run_folder: Path,
     ):
         self.model = model
+        fuse_activations(model.gpt)
         self.config = config
         self.run_folder = run_folder
         self.dev_evaluator = dev_evaluator
