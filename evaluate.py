@@ -167,7 +167,7 @@ def main() -> None:
     from data import SrcCodeDataset
     from hub import SPECIAL_WORDS
     from inference import prepare
-    from model import GPTSingleHead, choose_device
+    from model import GPTSingleHead, choose_device, fuse_activations
 
     keep_freed_memory()
     torch.manual_seed(0)  # the rows of control words that a base model lacks
@@ -182,6 +182,7 @@ def main() -> None:
         precision = "fp32"  # of what is not a linear layer
     else:
         model.to(choose_device())
+        fuse_activations(model.gpt)
     evaluator = SingleCLMEvaluator(
         dataset, flags.split, batch_size=flags.dev_batch_size, precision=precision, windows=flags.dev_windows
     )
