@@ -8,7 +8,7 @@ from tokenizers import decoders, pre_tokenizers
 from torch import Tensor
 
 from completion import Settings
-from fixedcache import FixedStep
+from fixedcache import FixedStep, cache_name
 from model import GPTSingleHead
 
 
@@ -74,7 +74,8 @@ def decode(
     beginning = _Beginning(model, prompt.again, options.candidates)
     seen = torch.tensor([prompt.ids], device=model.device)  # [1, T]
     output = model.gpt(input_ids=seen, use_cache=True, logits_to_keep=1)
-    cache = output.past_key_values
+    name = cache_name(model.gpt)
+    cache = output[name]
     if options.candidates > 1:
         cache.batch_repeat_interleave(options.candidates)
     fixed = model.device.type == "cuda" if fixed is None else fixed
@@ -88,7 +89,7 @@ def decode(
         yield tokens[:, 0].tolist(), logits.log_softmax(-1).gather(1, tokens)[:, 0].tolist()
         beginning.advance(tokens[:, 0].tolist())
         seen = torch.cat([seen, tokens], dim=1)
-        logits = step(tokens) if step else model.gpt(input_ids=tokens, past_key_values=cache, use_cache=True).logits
+        logits = step(tokens) if step else model.gpt(input_ids=tokens, use_cache=True, **{name: cache}).logits
 
 
 def choose(logits: Tensor, seen: Tensor, options: Settings, generator: torch.Generator) -> Tensor:

@@ -13,6 +13,11 @@ from transformers.cache_utils import DynamicLayer
 logger = logging.getLogger(__name__)
 
 
+def cache_name(gpt: PreTrainedModel) -> str:
+    """What a model's arguments and output call the cache: `past_key_values` until transformers 5.24 renamed it."""
+    return "cache" if "cache" in inspect.signature(gpt.forward).parameters else "past_key_values"
+
+
 class FixedCache(Cache):
     """A prompt's cache with room for `length` tokens, in tensors that stay where they are, as a CUDA graph needs it.
 
@@ -41,6 +46,7 @@ class FixedStep:
 
     def __init__(self, gpt: PreTrainedModel, cache: DynamicCache, length: int):
         self._gpt, self._cache = gpt, FixedCache(cache, length)
+        self._cache_name = cache_name(gpt)
         self._places = torch.arange(length, device=gpt.device)
         self._step: Callable[[Tensor], Tensor] | None = None
 
@@ -61,8 +67,9 @@ class FixedStep:
         place, dtype = self._cache.place, self._gpt.dtype
         mask = torch.zeros(len(self._places), dtype=dtype, device=tokens.device)
         mask = mask.masked_fill(self._places > place, torch.finfo(dtype).min)[None, None, None]  # [1, 1, 1, length]
+        cache = {self._cache_name: self._cache}
         return self._gpt(
-            input_ids=tokens, position_ids=place[None], attention_mask=mask, past_key_values=self._cache, use_cache=True
+            input_ids=tokens, position_ids=place[None], attention_mask=mask, use_cache=True, **cache
         ).logits
 
     def _capture(self, tokens: Tensor) -> Callable[[Tensor], Tensor]:

@@ -1,6 +1,7 @@
 """complete(): the tokens against transformers' own generation, scores, limits, streaming, ranking, stop rules."""
 
 import ast
+import functools
 import math
 import os
 import random
@@ -16,7 +17,7 @@ from common import InputError
 from completion import Completion, Settings, complete, parses, rank
 from completion_benchmark import completion_table, time_completion
 from decoding import EncodedPrompt, choose, context_length, decode, encode_prompt
-from fixedcache import FixedStep
+from fixedcache import FixedStep, cache_name
 from stopping import logical_lines, make_stop_rule, unfinished
 
 PROMPT = "def add(a, b):"
@@ -78,14 +79,14 @@ def test_a_fixed_cache_gives_the_tokens_of_a_growing_one(model, settings):
 
 
 def test_a_fixed_cache_is_for_models_that_attend_to_everything(model):
-    cache = model.gpt(torch.tensor([[1, 2]])).past_key_values
+    cache = model.gpt(torch.tensor([[1, 2]]))[cache_name(model.gpt)]
     assert FixedStep.fits(model.gpt, cache)
     windowed = MistralConfig(
         vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
         num_key_value_heads=1, sliding_window=4,
     )  # fmt: skip
     gpt = MistralForCausalLM(windowed).eval()
-    assert not FixedStep.fits(gpt, gpt(torch.tensor([[1, 2]])).past_key_values)
+    assert not FixedStep.fits(gpt, gpt(torch.tensor([[1, 2]]))[cache_name(gpt)])
 
 
 def test_a_seed_repeats_and_candidates_differ(model):
@@ -137,6 +138,7 @@ def speak(model, ids):
     """Make the model say these tokens over and over, when asked for the likeliest."""
 
     class Scripted(type(model.gpt)):
+        @functools.wraps(type(model.gpt).forward)
         def forward(self, input_ids, **kwargs):
             output = super().forward(input_ids, **kwargs)
             output.logits[:, -1, ids[self.step % len(ids)]] = 1000.0
