@@ -37,19 +37,20 @@ demo: $(INSTALLED) ## fine-tune the embedded model on Python's own library and c
 RECIPES ?= report-1 report-2 report-3 report-4 reference
 MODEL ?= distilgpt2
 SCALE ?= full
-# What of TheAlgorithms the scales take, and on how much of dev they evaluate.
+# What of TheAlgorithms the scales take, how densely, and how they evaluate.
 SOURCE_full := dataset/Python
 SOURCE_tenth := $(addprefix dataset/Python/,graphs sorts)
 SOURCE_small := $(addprefix dataset/Python/,sorts)
-DEV_WINDOWS_tenth := --dev_windows 512
-DEV_WINDOWS_small := --dev_windows 128
+STRIDE_small := --stride 40
+EVALUATION_tenth := --dev_windows 512
+EVALUATION_small := --dev_windows 128 --evaluation_steps 50
 REPORT_DATA := report_$(notdir $(MODEL))_$(SCALE)
 REPORT_RUNS = $(foreach recipe,$(RECIPES),$(recipe)-$(notdir $(MODEL))-$(SCALE))
 
 report: dataset/$(REPORT_DATA)/json/meta.json ## the lab report's runs, table and charts (RECIPES= MODEL= SCALE=full|tenth|small)
 	@for recipe in $(RECIPES); do \
 		echo "--- $$recipe"; \
-		$(BIN)/python train.py --recipe $$recipe --model_select $(MODEL) --dataset_name $(REPORT_DATA) $(DEV_WINDOWS_$(SCALE)) \
+		$(BIN)/python train.py --recipe $$recipe --model_select $(MODEL) --dataset_name $(REPORT_DATA) $(EVALUATION_$(SCALE)) \
 			--run_name $$recipe-$(notdir $(MODEL))-$(SCALE) --restore_training $(FLAGS) || exit; \
 	done
 	$(BIN)/python analysis.py runs $(addprefix model/,$(REPORT_RUNS)) --report --output model/$(REPORT_DATA)
@@ -60,7 +61,7 @@ dataset/Python:
 dataset/$(REPORT_DATA)/json/meta.json: $(INSTALLED) | dataset/Python
 	$(if $(SOURCE_$(SCALE)),,$(error SCALE=$(SCALE): choose small, tenth or full))
 	$(BIN)/python dataset/convert.py --source $(SOURCE_$(SCALE)) --tokenizer $(MODEL) --split_by segment \
-		--dataset_name $(REPORT_DATA)
+		--dataset_name $(REPORT_DATA) $(STRIDE_$(SCALE))
 
 test: export HF_HUB_OFFLINE = 1
 test: export CUDA_VISIBLE_DEVICES =
