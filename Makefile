@@ -43,7 +43,7 @@ SOURCE_tenth := $(addprefix dataset/Python/,graphs sorts)
 SOURCE_small := $(addprefix dataset/Python/,sorts)
 STRIDE_small := --stride 40
 EVALUATION_tenth := --dev_windows 512
-EVALUATION_small := --dev_windows 128 --evaluation_steps 50
+EVALUATION_small := --evaluation_steps 50
 REPORT_DATA := report_$(notdir $(MODEL))_$(SCALE)
 REPORT_RUNS = $(foreach recipe,$(RECIPES),$(recipe)-$(notdir $(MODEL))-$(SCALE))
 
