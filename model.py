@@ -14,7 +14,7 @@ from transformers.activations import NewGELUActivation
 
 from common import InputError, recover_folder
 from hub import SPECIAL_WORDS, find_pretrained
-from loss import IGNORED, next_token_nats, next_token_scores
+from loss import IGNORED, next_token_scores
 
 logger = logging.getLogger(__name__)
 
@@ -249,26 +249,6 @@ def token_nats(logits: Tensor, labels: Tensor) -> Tensor:
 def flat_pairs(hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Each position beside its target: hidden states [B * (T - 1), H] and labels [B * (T - 1)]."""
     return hidden[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
-
-
-class SummedLoss(nn.Module):
-    """Summed loss of a micro-batch ids, labels [B, T]: scalar, float32, in nats. What is distributed.
-
-    Args:
-        compile_mode: a mode of torch.compile, for what comes before the last layer; None leaves it as it is.
-    """
-
-    def __init__(self, model: GPTSingleHead, compile_mode: str | None = None):
-        super().__init__()
-        self.model = model
-        body = model.hidden_states if model.has_plain_head else model.logits
-        self._body = torch.compile(body, dynamic=False, mode=compile_mode) if compile_mode else body
-
-    def forward(self, ids: Tensor, labels: Tensor) -> Tensor:
-        if not self.model.has_plain_head:
-            return token_nats(self._body(ids), labels).sum()
-        hidden, targets = flat_pairs(self._body(ids), labels)
-        return next_token_nats(hidden, self.model.gpt.lm_head.weight, targets)
 
 
 def choose_device() -> torch.device:

@@ -5,13 +5,13 @@ import logging
 import math
 import sys
 import time
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
@@ -21,9 +21,10 @@ from config import TrainConfig
 from data import SrcCodeDataset, TokenBatches, pad_id
 from evaluate import SingleCLMEvaluator
 from metrics import Metrics
-from model import GPTSingleHead, SummedLoss, autocast, choose_dtype, fuse_activations
+from model import GPTSingleHead, autocast, choose_dtype, fuse_activations
 from parallel import StopSignal, all_sum, is_main, rank, world_size
 from schedule import epoch_order, lr_factor, seed_step
+from step import prepare_step
 
 logger = logging.getLogger(__name__)
 
@@ -113,26 +114,22 @@ class ModelTrainer:
             InputError: the earlier run cannot be continued with these flags, the loss stays non-finite, or memory or
                 the disk is full.
         """
-        self._begin()
-        bar = tqdm(
-            total=self.total_steps,
-            initial=self.progress.step,
-            desc="training",
-            dynamic_ncols=True,
-            mininterval=0.1 if sys.stderr.isatty() else 5,  # in a log file or a notebook each refresh is a line
-            disable=not is_main(),
-        )
-        with self.stop, bar:
-            try:
-                while self.progress.step < self.total_steps and not self._stopped_early() and not self.stop.signal:
-                    self._train_epoch(bar)
-            except RuntimeError as error:
-                # A GPU's allocator has an error of its own, which is a RuntimeError; a CPU's has these words alone.
-                if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
-                    raise
-                raise InputError(self._memory_advice()) from None
-            finally:
-                self.metrics.close()
+        with self._memory_advice():
+            self._begin()
+            bar = tqdm(
+                total=self.total_steps,
+                initial=self.progress.step,
+                desc="training",
+                dynamic_ncols=True,
+                mininterval=0.1 if sys.stderr.isatty() else 5,  # in a log file or a notebook each refresh is a line
+                disable=not is_main(),
+            )
+            with self.stop, bar:
+                try:
+                    while self.progress.step < self.total_steps and not self._stopped_early() and not self.stop.signal:
+                        self._train_epoch(bar)
+                finally:
+                    self.metrics.close()
         return self._report()
 
     def _begin(self) -> None:
@@ -163,48 +160,9 @@ class ModelTrainer:
         self._sums = torch.tensor(sums, dtype=torch.float64, device=self.device)
         self._bad_steps = torch.zeros(2, dtype=torch.int64, device=self.device)  # in a row, and since the last reading
         self._clock, self._clock_tokens = time.perf_counter(), self.progress.tokens_seen
-        self._prepare_step()
+        steps_left = self.total_steps - self.progress.step
+        self._nats = prepare_step(self.model, self.batches, self.config, self.dtype, steps_left)
         self._log_settings()
-
-    def _prepare_step(self) -> None:
-        """Set up the summed loss of a micro-batch, `self._nats(ids, labels)`: compiled and distributed as asked."""
-        self._nats = SummedLoss(self.model)
-        if self._worth_compiling():
-            self._nats = self._compiled() or self._nats
-        if world_size() > 1:
-            devices = [self.device] if self.device.type == "cuda" else None
-            self._nats = DistributedDataParallel(self._nats, device_ids=devices, gradient_as_bucket_view=True)
-
-    def _worth_compiling(self) -> bool:
-        """On a CPU nothing is gained (README); on a GPU it takes about a minute."""
-        if self.config.compile != "auto":
-            return self.config.compile == "on"
-        return self.device.type == "cuda" and self.total_steps - self.progress.step >= 1000
-
-    def _compiled(self) -> SummedLoss | None:
-        """The compiled summed loss, tried out on one batch, which changes nothing; None where it fails."""
-        config = self.config
-        # The kernels of a small batch are done sooner than they can be launched one by one, so CUDA graphs launch them
-        # together. Their outputs, gradients among them, hold until the next pass alone.
-        is_small = config.per_gpu_train_batch_size * config.max_seq_length <= 8192
-        as_graph = self.device.type == "cuda" and is_small and config.accumulation_steps == world_size() == 1
-        logger.info("  compiling the model%s", ", with CUDA graphs" if as_graph else "")
-        nats = SummedLoss(self.model, "reduce-overhead" if as_graph else "default")
-        ids, labels = self.batches.gather(torch.zeros(config.per_gpu_train_batch_size, dtype=int, device=self.device))
-        self.model.train()
-        try:
-            for _ in range(3):  # a CUDA graph is recorded in the second pass
-                with autocast(self.device, self.dtype):
-                    loss = nats(ids, labels)
-                loss.backward()
-                self.optimizer.zero_grad()
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # of many kinds: no compiler, a broken one, an unknown GPU
-            self.optimizer.zero_grad()
-            logger.warning("  not compiled, so slower (%s)", str(error).strip().splitlines()[0])
-            return None
-        return nats
 
     def _train_epoch(self, bar: tqdm) -> None:
         """Train from the run's place in its epoch to the end of that epoch, or of the run."""
@@ -398,13 +356,19 @@ class ModelTrainer:
         logger.info("  Total optimization steps = %d, warm-up steps = %d", self.total_steps, self.warmup_steps)
         logger.info("  Output path: %s", self.run_folder)
 
-    def _memory_advice(self) -> str:
-        peak = f"peak {peak_memory(self.device) / 2**30:.1f} GiB"
-        return (
-            f"{self.device}: out of memory ({peak}); lower --per_gpu_train_batch_size and raise "
-            "--accumulation_steps as much, or lower --dev_batch_size or --max_seq_length; what was saved is kept, "
-            "--restore_training goes on"
-        )
+    @contextmanager
+    def _memory_advice(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            # A GPU's allocator has an error of its own, which is a RuntimeError; a CPU's has these words alone.
+            if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+                raise
+            raise InputError(
+                f"{self.device}: out of memory (peak {peak_memory(self.device) / 2**30:.1f} GiB); lower "
+                "--per_gpu_train_batch_size and raise --accumulation_steps as much, or lower --dev_batch_size or "
+                "--max_seq_length; what was saved is kept, --restore_training goes on"
+            ) from None
 
     def _report(self) -> dict | None:
         if self._stopped_early():
