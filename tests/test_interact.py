@@ -351,3 +351,12 @@ def test_int8_weights_change_the_logits_little(model):
     short = model.gpt(ids).logits.log_softmax(-1)
     assert (short - exact).abs().max() < 0.05
     assert (long[:, : ids.shape[1]] - exact).abs().max() < 0.05
+
+
+def test_without_the_8_bit_kernel_auto_does_without_and_int8_is_refused(model, monkeypatch):
+    monkeypatch.setattr("inference.has_int8", lambda: False)  # as on an ARM CPU
+    with pytest.raises(InputError, match="--precision auto"):
+        prepare(model, "int8", torch.device("cpu"))
+    prepare(model, "auto", torch.device("cpu"))
+    assert not any(isinstance(module, Int8Linear) for module in model.modules())
+    assert complete(model, "def f(x):", max_new_tokens=3, stop="none")[0].tokens
