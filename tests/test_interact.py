@@ -353,6 +353,20 @@ def test_int8_weights_change_the_logits_little(model):
     assert (long[:, : ids.shape[1]] - exact).abs().max() < 0.05
 
 
+def test_8_bit_products_are_exact_but_for_the_rounding_of_the_weights():
+    """Also where one input is a hundred times the others, as in GPT-2, and 8 bits for all would leave them none."""
+    generator = torch.Generator().manual_seed(0)
+    half = torch.randint(-127, 128, (16, 64), generator=generator).float()
+    half[:, 0] = 127.0
+    weight = torch.cat([half, -half])  # integers whose mean over the outputs is 0: nothing to round
+    x = torch.randn(2, 3, 64, generator=generator)
+    x[..., 5] = 100.0
+    expected = torch.nn.functional.linear(x, weight)
+    found = Int8Linear(weight, None)(x)
+    of_the_others = expected - weight[:, 5] * 100.0
+    assert (found - expected).norm() < 0.01 * of_the_others.norm()
+
+
 def test_without_the_8_bit_kernel_auto_does_without_and_int8_is_refused(model, monkeypatch):
     monkeypatch.setattr("inference.has_int8", lambda: False)  # as on an ARM CPU
     with pytest.raises(InputError, match="--precision auto"):
