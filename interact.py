@@ -31,7 +31,7 @@ class Config(Settings):
         "", "a run folder, a model folder, tiny or a Hub id; empty: the newest run in model/, else tiny"
     )
     language: str = flag("", "empty: as the file's name says, or the conversation asks, else python", choices=LANGUAGES)
-    precision: str = flag("auto", "auto: int8 on a CPU, bf16 or fp16 on a GPU", choices=PRECISIONS)
+    precision: str = flag("auto", "auto: int8 on an x86 CPU, bf16 or fp16 on a GPU", choices=PRECISIONS)
     use_cuda: bool = flag(False, "kept for old scripts: a GPU is used wherever there is one")
     prompt: str | None = flag(None, "complete this text, without a conversation", type=str)
     file: str | None = flag(None, "complete at a place in this file, with the code above it as context", type=str)
