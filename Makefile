@@ -22,10 +22,10 @@ $(INSTALLED): requirements.txt constraints.txt
 demo: export HF_HUB_OFFLINE = 1
 demo: $(INSTALLED) ## fine-tune the embedded model on Python's own library and complete code with it
 	$(BIN)/python dataset/convert.py --source stdlib --tokenizer tiny --dataset_name stdlib --stride 254
-	$(BIN)/python evaluate.py --model_path tiny --dataset_name stdlib
+	$(BIN)/python evaluate.py --model_path tiny --dataset_name stdlib --dev_windows 400
 	$(BIN)/python train.py --model_select tiny --dataset_name stdlib --run_name demo --overwrite \
-		--max_steps 100 --per_gpu_train_batch_size 8 --lr 5e-4 --evaluation_steps 50 --dev_windows 256
-	$(BIN)/python evaluate.py --model_path model/demo --dataset_name stdlib
+		--max_steps 100 --per_gpu_train_batch_size 8 --lr 5e-4 --evaluation_steps 50 --dev_windows 128
+	$(BIN)/python evaluate.py --model_path model/demo --dataset_name stdlib --dev_windows 400
 	$(BIN)/python interact.py --model_path model/demo --prompt 'def read_lines(path):'
 	$(BIN)/python analysis.py runs model/demo
 	@echo
