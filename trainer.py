@@ -160,6 +160,7 @@ class ModelTrainer:
         self._sums = torch.tensor(sums, dtype=torch.float64, device=self.device)
         self._bad_steps = torch.zeros(2, dtype=torch.int64, device=self.device)  # in a row, and since the last reading
         self._clock, self._clock_tokens = time.perf_counter(), self.progress.tokens_seen
+        self._flops_per_token = self.model.flops_per_token()
         steps_left = self.total_steps - self.progress.step
         self._nats = prepare_step(self.model, self.batches, self.config, self.dtype, steps_left)
         self._log_settings()
@@ -261,7 +262,7 @@ class ModelTrainer:
             "lr": lr,
             "grad_norm": grad_norm.item(),
             "tokens_per_second": tokens / seconds,
-            "tflops": tokens / seconds * self.model.flops_per_token() / 1e12,
+            "tflops": tokens / seconds * self._flops_per_token / 1e12,
             "tokens_seen": progress.tokens_seen,
             "skipped_steps": progress.skipped_steps,
         }
