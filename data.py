@@ -13,9 +13,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from common import InputError, atomic_write
-from hub import LANGUAGES, fingerprint
-from model import IGNORED, GPTSingleHead
+from common.command import InputError
+from common.files import atomic_write
+from common.loss import IGNORED
+from common.model_files import fingerprint
+from common.source_code import LANGUAGES
+from model import GPTSingleHead
 
 logger = logging.getLogger(__name__)
 

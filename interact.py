@@ -15,10 +15,13 @@ import sys
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from common import ROOT, InputError, flag, parse_flags, run_command
-from completion import Settings, complete
-from hub import LANGUAGES
-from terminal import Repl, decode_source, describe, interruptible, language_of, notes, read_source
+from common.command import InputError, flag, parse_flags, run_command
+from common.files import ROOT
+from common.source_code import LANGUAGES, decode_source, language_of, read_source
+from completion.commands import describe, notes
+from completion.complete import complete
+from completion.conversation import Repl, interruptible
+from completion.settings import Settings
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
 
@@ -102,8 +105,9 @@ def load_model(path: str, config: Config):
     # Threads that spin while they wait for one another take 20 times as long where another program uses the cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     gc.disable()  # none of the objects that importing makes is garbage: to look for it, now and at exit, costs a second
-    from inference import prepare
-    from model import GPTSingleHead, choose_device
+    from common.devices import choose_device
+    from completion.precision import prepare
+    from model import GPTSingleHead
 
     device = choose_device()
     if config.use_cuda and device.type != "cuda":

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel
 from transformers.activations import NewGELUActivation
 
-from common import InputError, recover_folder
-from hub import SPECIAL_WORDS, find_pretrained
-from loss import IGNORED, next_token_scores
+from common.command import InputError
+from common.files import recover_folder
+from common.loss import IGNORED, next_token_scores
+from common.model_files import find_pretrained
+from common.source_code import SPECIAL_WORDS
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +25,7 @@ class GPTSingleHead(nn.Module):
     """A causal LM (`gpt`; a GPT-2 checkpoint gives GPT2LMHeadModel) together with its tokenizer.
 
     Args:
-        model_name_or_path: a name of hub.MODEL_MAP, a local folder or a Hub id.
+        model_name_or_path: a name of model_files.MODEL_MAP, a local folder or a Hub id.
         max_seq_length: tokens per sequence; clipped, with a warning, to what the model's configuration allows.
         do_lower_case: lower the case of every text before it is tokenized.
         special_words_to_add: as `add_special_words` takes it.
@@ -249,31 +251,3 @@ def token_nats(logits: Tensor, labels: Tensor) -> Tensor:
 def flat_pairs(hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Each position beside its target: hidden states [B * (T - 1), H] and labels [B * (T - 1)]."""
     return hidden[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
-
-
-def choose_device() -> torch.device:
-    """The first GPU if there is any, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """The dtype of the matrix multiplications: what `precision` says, or for "auto" what the hardware is fast at.
-
-    bf16 on GPUs since Ampere (compute capability 8.0) and on CPUs with AVX512-BF16 or AMX, fp16 on older GPUs.
-
-    Raises:
-        InputError: fp16 on a CPU, where it is slower than float32 and its gradients overflow.
-    """
-    if precision == "fp16" and device.type == "cpu":
-        raise InputError("--precision fp16 needs a GPU; on this CPU use --precision auto")
-    if precision != "auto":
-        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
-    fast = any(getattr(torch.cpu, name, bool)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
-    return torch.bfloat16 if fast else torch.float32
-
-
-def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
-    """A context in which matrix multiplications run in `dtype`; float32 switches it off."""
-    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)

@@ -12,9 +12,11 @@ import signal
 import sys
 from pathlib import Path
 
-from common import ROOT, InputError, dataset_file, keep_freed_memory, parse_flags, recover_folder, run_command
-from config import TrainConfig
-from recipes import find_recipe
+from common.command import InputError, parse_flags, run_command
+from common.devices import keep_freed_memory
+from common.files import ROOT, dataset_file, recover_folder
+from training.config import TrainConfig
+from training.recipes import find_recipe
 
 logger = logging.getLogger("train")
 
@@ -28,16 +30,16 @@ def main() -> None:
 
     import torch
 
-    import parallel
+    from common.source_code import SPECIAL_WORDS
     from data import SrcCodeDataset
-    from evaluate import SingleCLMEvaluator
-    from hub import SPECIAL_WORDS
     from model import GPTSingleHead
     from trainer import ModelTrainer
+    from training import processes
+    from training.evaluator import SingleCLMEvaluator
 
-    device = parallel.start(config.n_gpu, config.visiable_device, config.deterministic)
+    device = processes.start(config.n_gpu, config.visiable_device, config.deterministic)
     keep_freed_memory()
-    logging.basicConfig(format="%(message)s", level=logging.INFO if parallel.is_main() else logging.ERROR)
+    logging.basicConfig(format="%(message)s", level=logging.INFO if processes.is_main() else logging.ERROR)
     torch.manual_seed(config.seed)  # for the rows of new words, and all weights from scratch
     last = run_folder / "last"
     recover_folder(last)
@@ -48,7 +50,7 @@ def main() -> None:
             logger.info("%s: no saved state, so the run starts from its first step", last)
         model = GPTSingleHead(config.model_select, config.max_seq_length, from_scratch=config.from_scratch)
         model.add_special_words(SPECIAL_WORDS)
-    with parallel.main_first():  # which packs the datasets
+    with processes.main_first():  # which packs the datasets
         cache = ROOT / ".cache" / config.run_name
         train_dataset = SrcCodeDataset(train_file, model, cache / "train")
         dev_dataset = SrcCodeDataset(dev_file, model, cache / "dev")
@@ -57,13 +59,13 @@ def main() -> None:
     )
     model.to(device)
     model_trainer = ModelTrainer(model, train_dataset, dev_dataset, dev_evaluator, config, run_folder)
-    if parallel.is_main():
+    if processes.is_main():
         if overwrite:  # only now that nothing can be wrong with the new run's input
             shutil.rmtree(run_folder)
         _log_to_file(run_folder)
     model_trainer.train()
-    parallel.finish()
-    if model_trainer.stop.signal and parallel.is_main():
+    processes.finish()
+    if model_trainer.stop.signal and processes.is_main():
         arguments = [a for a in sys.argv[1:] if a not in ("--overwrite", "--restore_training")]
         command = shlex.join(["python", "train.py", *arguments, "--restore_training"])
         print(f"stopped after step {model_trainer.progress.step}; go on with: {command}")

@@ -15,16 +15,18 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
-from checkpoint import one_line_when_full, read_progress, restore_checkpoint, save_checkpoint
-from common import InputError, atomic_write, peak_memory, replace_folder
-from config import TrainConfig
+from common.command import InputError
+from common.devices import autocast, choose_dtype, peak_memory
+from common.files import atomic_write, replace_folder
 from data import SrcCodeDataset, TokenBatches, pad_id
-from evaluate import SingleCLMEvaluator
-from metrics import Metrics
-from model import GPTSingleHead, autocast, choose_dtype, fuse_activations
-from parallel import StopSignal, all_sum, is_main, rank, world_size
-from schedule import epoch_order, lr_factor, seed_step
-from step import prepare_step
+from model import GPTSingleHead, fuse_activations
+from training.checkpoint import one_line_when_full, read_progress, restore_checkpoint, save_checkpoint
+from training.config import TrainConfig
+from training.evaluator import SingleCLMEvaluator
+from training.processes import StopSignal, all_sum, is_main, rank, world_size
+from training.schedule import epoch_order, lr_factor, seed_step
+from training.step import prepare_step
+from training.tracking import Metrics
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""What makes data: source files to windows, contamination, vocabularies."""

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from dataset.convert import SourceFile
+    from dataset.sources import SourceFile
 
 FILES_AT_ONCE = 1000  # whose hashes are held in memory together
 

@@ -5,44 +5,23 @@ python dataset/convert.py --source ~/my_project --dataset_name my_project       
 python dataset/convert.py                      # TheAlgorithms in dataset/Python and dataset/Java, GPT-2's vocabulary
 """
 
-import hashlib
 import itertools
 import json
 import os
-import random
-import subprocess
 import sys
-import sysconfig
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from common import ROOT, InputError, flag, parse_flags, replace_folder, run_command
-from hub import fingerprint, load_tokenizer
-
-if TYPE_CHECKING:
-    import numpy as np
-    from tokenizers import Tokenizer
+from common.command import InputError, flag, parse_flags, run_command
+from common.files import ROOT, replace_folder
+from common.model_files import fingerprint, load_tokenizer
+from dataset.sources import DEFAULT_SOURCES, SourceFile, describe_sources, find_sources, tokenize_files
+from dataset.splits import measure_splits
 
 FORMAT_VERSION = 2
-LABELS = {".py": "Python", ".java": "Java"}
-DEFAULT_SOURCES = ("dataset/Python", "dataset/Java")
-# Besides tests and demos: generated tables, a quarter of the tokens, that would flatter any dev score.
-STDLIB_LEFT_OUT = {
-    "test",
-    "tests",
-    "idlelib",
-    "turtledemo",
-    "encodings",
-    "pydoc_data",
-    "site-packages",
-    "dist-packages",
-}
-CONTAMINATION_NGRAMS = (20, 50)
-BATCH_CHARACTERS = 1_000_000  # tokenized at once: enough for every core, small enough for memory
 
 
 @dataclass
@@ -82,19 +61,6 @@ class ConvertConfig:
             raise InputError(f"--dataset_name {self.dataset_name}: must be a plain folder name, as in source_code")
 
 
-@dataclass
-class SourceFile:
-    file: Path
-    source: str  # as the user named it
-    path: str  # below the source's root, with forward slashes
-    label: str
-    n_bytes: int = 0
-    digest: str = ""  # of the text: equal for exact copies
-    ids: "np.ndarray" = field(default=None)  # [tokens] int32
-    starts: "np.ndarray" = field(default=None)  # [windows] int64: where in ids each begins
-    in_dev: "np.ndarray" = field(default=None)  # [windows] bool
-
-
 def main() -> None:
     config = parse_flags(ConvertConfig, __doc__)
     if config.num_workers:
@@ -107,7 +73,7 @@ def main() -> None:
         reasons = ", ".join(sorted({reason for _, reason in skipped}))
         raise InputError(f"{' '.join(config.source)}: no file can be used ({reasons}); name other sources")
     languages = {label: [f for f in files if f.label == label] for label in sorted({f.label for f in files})}
-    contaminations = measure_splits(languages, config)
+    contaminations = measure_splits(languages, config.segment_len, config.split_by, config.dev_size, config.seed)
     meta = {
         "format_version": FORMAT_VERSION,
         # without num_workers, which changes nothing in the result
@@ -132,212 +98,10 @@ def main() -> None:
 # ---- reading
 
 
-def source_root(source: str) -> Path:
-    if source == "stdlib":
-        return Path(sysconfig.get_path("stdlib"))
-    return ROOT / source if source in DEFAULT_SOURCES else Path(source)
-
-
-def find_sources(sources: Sequence[str]) -> list[SourceFile]:
-    """Every .py and .java file of the sources, in the order of the sources, then of the paths.
-
-    Hidden folders and caches are left out, and of the default sources those that do not exist.
-
-    Raises:
-        InputError: a source that does not exist, or no file in any of them.
-    """
-    if sources == DEFAULT_SOURCES:
-        sources = [source for source in sources if source_root(source).is_dir()]
-    found = []
-    for source in sources:
-        root = source_root(source)
-        if not root.exists():
-            raise InputError(f"--source {source}: no such file or folder")
-        files = _walk(root, STDLIB_LEFT_OUT if source == "stdlib" else set())
-        paths = {(file.relative_to(root).as_posix() if file != root else file.name): file for file in files}
-        found += [SourceFile(file, source, path, LABELS[file.suffix]) for path, file in sorted(paths.items())]
-    if not found:
-        raise InputError(
-            f"no .py or .java file in {' or '.join(sources or DEFAULT_SOURCES)}; name a folder of source code with "
-            "--source DIR, or take Python's own library with --source stdlib"
-        )
-    return found
-
-
-def _walk(root: Path, skip: set[str]) -> Iterator[Path]:
-    if root.is_file():
-        yield from [root] if root.suffix in LABELS else []
-    for folder, subfolders, names in os.walk(root):
-        subfolders[:] = [name for name in subfolders if name not in skip and not name.startswith((".", "__pycache__"))]
-        yield from (Path(folder, name) for name in names if Path(name).suffix in LABELS)
-
-
-def read_text(file: Path) -> str:
-    """A source file's text without a byte-order mark, its line ends as `\\n`.
-
-    Raises:
-        UnicodeDecodeError: not UTF-8.
-    """
-    return file.read_bytes().decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
-
-
-def tokenize_files(
-    files: list[SourceFile], tokenizer: "Tokenizer", stride: int
-) -> tuple[list[SourceFile], list[tuple[SourceFile, str]]]:
-    """Fill in the files' ids and starts. Returns the files that give a window, and the others with the reason."""
-    import numpy as np
-    from tqdm import tqdm
-
-    kept, skipped, batch, texts = [], [], [], []
-
-    def flush() -> None:
-        for file, encoding in zip(batch, tokenizer.encode_batch_fast(texts, add_special_tokens=False), strict=True):
-            file.ids = np.array(encoding.ids, dtype=np.int32)
-            file.starts = np.arange(0, len(file.ids) // stride * stride, stride)
-            if len(file.starts):
-                kept.append(file)
-            else:
-                skipped.append((file, f"shorter than the stride of {stride} tokens"))
-        batch.clear()
-        texts.clear()
-
-    for file in tqdm(files, "tokenize", unit="file", leave=False, disable=None):  # None: shown on a terminal only
-        try:
-            text = read_text(file.file)
-        except UnicodeDecodeError:
-            skipped.append((file, "not UTF-8"))
-            continue
-        if not text.strip():
-            skipped.append((file, "empty"))
-            continue
-        encoded = text.encode()
-        file.n_bytes, file.digest = len(encoded), hashlib.sha256(encoded).hexdigest()
-        batch.append(file)
-        texts.append(text)
-        if sum(map(len, texts)) >= BATCH_CHARACTERS:
-            flush()
-    flush()
-    return kept, skipped
-
-
 # ---- splitting
 
 
-def split(label: str, files: list[SourceFile], config: ConvertConfig) -> None:
-    """Choose which windows of one language's files are in dev.
-
-    Raises:
-        InputError: too few files or windows to have both a train and a dev split.
-    """
-    import numpy as np
-
-    rng = random.Random(config.seed)
-    windows = [len(file.starts) for file in files]
-    total = sum(windows)
-    if config.split_by == "segment":
-        in_dev = np.zeros(total, dtype=bool)
-        in_dev[rng.sample(range(total), int(config.dev_size * total))] = True
-        if not in_dev.any():
-            raise InputError(f"{label}: dev would be empty, of {total} windows; add files or raise --dev_size")
-        for file, part in zip(files, np.split(in_dev, np.cumsum(windows)[:-1]), strict=True):
-            file.in_dev = part
-        return
-    units = group(files, config.split_by)
-    if len(units) < 2:
-        raise InputError(
-            f"{label}: a split would be empty, since the {len(files)} usable files stay together with --split_by "
-            f"{config.split_by}; add files or use --split_by {'file or ' * (config.split_by == 'folder')}segment"
-        )
-    rng.shuffle(units)
-    dev = choose_dev([sum(windows[i] for i in unit) for unit in units], config.dev_size * total)
-    for number, unit in enumerate(units):
-        for i in unit:
-            files[i].in_dev = np.full(windows[i], number in dev)
-
-
-def measure_splits(languages: dict[str, list[SourceFile]], config: ConvertConfig) -> dict[str, dict[str, float | None]]:
-    """Split the files as `config` says.
-
-    Returns:
-        the contamination that results, and beside it that of the splits by file and by segment: n -> share.
-    Raises:
-        InputError: as `split`.
-    """
-    from dataset.contamination import contamination
-
-    files = [file for of_language in languages.values() for file in of_language]
-    shares = {}
-    own_last = sorted({"file", "segment", config.split_by}, key=lambda split_by: split_by == config.split_by)
-    for split_by in own_last:
-        try:
-            for label, of_language in languages.items():
-                split(label, of_language, replace(config, split_by=split_by))
-        except InputError:
-            if split_by == config.split_by:
-                raise
-            continue
-        shares[split_by] = {str(n): contamination(files, config.segment_len, n) for n in CONTAMINATION_NGRAMS}
-    return dict(sorted(shares.items()))
-
-
-def group(files: list[SourceFile], split_by: str) -> list[list[int]]:
-    """Indices of the files that must be in the same split: exact copies, and with "folder" all files of a folder."""
-    parent: dict[Any, Any] = {}
-
-    def root(key: Any) -> Any:
-        while parent.setdefault(key, key) != key:
-            key = parent[key]
-        return key
-
-    for file in files:
-        place = file.file.parent if split_by == "folder" else file.file
-        parent[root(file.digest)] = root(place)
-    units: dict[Any, list[int]] = {}
-    for i, file in enumerate(files):
-        units.setdefault(root(file.digest), []).append(i)
-    return list(units.values())
-
-
-def choose_dev(sizes: list[int], target: float) -> set[int]:
-    """Those of the units, in their order, that fit into the target, and the smallest other one to reach it."""
-    dev, filled = set(), 0
-    for number, size in enumerate(sizes):
-        if filled + size <= target:
-            dev.add(number)
-            filled += size
-    rest = [number for number in range(len(sizes)) if number not in dev]
-    if filled < target and len(rest) > 1:
-        dev.add(min(rest, key=lambda number: sizes[number]))
-    return dev
-
-
 # ---- measuring
-
-
-def describe_sources(files: list[SourceFile], skipped: list[tuple[SourceFile, str]]) -> list[dict[str, Any]]:
-    """Each source's name, version, files with their number of tokens, and skipped files with the reason."""
-    return [
-        {
-            "source": source,
-            "version": source_version(source),
-            "files": {file.path: len(file.ids) for file in files if file.source == source},
-            "skipped": {file.path: reason for file, reason in skipped if file.source == source},
-        }
-        for source in dict.fromkeys(file.source for file in [*files, *(file for file, _ in skipped)])
-    ]
-
-
-def source_version(source: str) -> str | None:
-    """Python's version for stdlib; else the git commit, where the source is (part of) a git work tree."""
-    if source == "stdlib":
-        return f"Python {sys.version.split()[0]}"
-    # HEAD:./ exists only if the folder itself is in the commit: a source that our own repository ignores is not.
-    command = ["git", "-C", str(source_root(source)), "rev-parse", "HEAD", "HEAD:./"]
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True)
-    except OSError:  # no git on this machine
-        return None
-    return f"git {answer.stdout.split()[0]}" if answer.returncode == 0 else None
 
 
 def count(files: list[SourceFile], segment_len: int) -> dict[str, dict[str, int]]:

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from common import InputError, atomic_write, flag, parse_flags, run_command
-from dataset.convert import SourceFile, find_sources, read_text
+from common.command import InputError, flag, parse_flags, run_command
+from common.files import atomic_write
+from dataset.sources import SourceFile, find_sources, read_text
 
 END = "<|endoftext|>"
 

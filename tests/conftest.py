@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 os.environ |= {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "WANDB_SILENT": "true"}
+ROOMS = sorted(file.parent.name for file in ROOT.glob("*/__init__.py"))
 GPT2_VOCABULARY = ROOT.parent / "shared" / "gpt2"
 
 
@@ -59,8 +60,8 @@ def scalars(run_folder):
 @pytest.fixture(scope="session")
 def project(tmp_path_factory) -> Project:
     folder = tmp_path_factory.mktemp("project")
-    (folder / "dataset").mkdir()
-    for file in [*ROOT.glob("*.py"), *ROOT.glob("dataset/*.py")]:
+    for file in [*ROOT.glob("*.py"), *(file for room in ROOMS for file in (ROOT / room).glob("*.py"))]:
+        (folder / file.relative_to(ROOT)).parent.mkdir(exist_ok=True)
         shutil.copy(file, folder / file.relative_to(ROOT))
     shutil.copytree(ROOT / "pretrained", folder / "pretrained")
     sources = folder / "dataset" / "Python"
@@ -88,7 +89,7 @@ def base(tmp_path_factory) -> Path:
 def model(base):
     import torch
 
-    from hub import SPECIAL_WORDS
+    from common.source_code import SPECIAL_WORDS
     from model import GPTSingleHead
 
     torch.manual_seed(0)

@@ -118,8 +118,8 @@ def test_a_hub_that_does_not_answer_is_said_soon_and_in_one_line(project):
     with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts, and never says a word
         endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
         environment = os.environ | {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": endpoint, "HF_HOME": str(project.folder)}
-        code = "import hub; hub.find_pretrained('distilgpt2')"
-        script = f"from common import run_command\nrun_command(lambda: exec({code!r}))"
+        code = "from common import model_files; model_files.find_pretrained('distilgpt2')"
+        script = f"from common.command import run_command\nrun_command(lambda: exec({code!r}))"
         # The library alone would go on trying for minutes.
         done = project.run("-c", script, check=False, env=environment, timeout=60)
     assert done.returncode == 2

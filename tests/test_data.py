@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from common import InputError
+from common.command import InputError
 from data import SrcCodeDataset, TokenBatches, pad_id
 
 

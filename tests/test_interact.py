@@ -11,12 +11,12 @@ import pexpect
 import pytest
 import torch
 
-from common import InputError
-from completion import complete
-from hub import SPECIAL_WORDS
-from inference import Int8Linear, prepare
+from common.command import InputError
+from common.source_code import SPECIAL_WORDS
+from completion.commands import HELP
+from completion.complete import complete
+from completion.precision import Int8Linear, prepare
 from model import GPTSingleHead
-from terminal import HELP
 
 CONTEXT = 30_000
 
@@ -368,7 +368,7 @@ def test_8_bit_products_are_exact_but_for_the_rounding_of_the_weights():
 
 
 def test_without_the_8_bit_kernel_auto_does_without_and_int8_is_refused(model, monkeypatch):
-    monkeypatch.setattr("inference.has_int8", lambda: False)  # as on an ARM CPU
+    monkeypatch.setattr("completion.precision.has_int8", lambda: False)  # as on an ARM CPU
     with pytest.raises(InputError, match="--precision auto"):
         prepare(model, "int8", torch.device("cpu"))
     prepare(model, "auto", torch.device("cpu"))

@@ -9,8 +9,9 @@ import torch
 from conftest import GPT2_VOCABULARY
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
 
-from common import InputError
-from hub import SPECIAL_WORDS, fingerprint, load_tokenizer
+from common.command import InputError
+from common.model_files import fingerprint, load_tokenizer
+from common.source_code import SPECIAL_WORDS
 from model import GPTSingleHead
 
 

@@ -7,7 +7,7 @@ import zipfile
 
 import nbformat
 import pytest
-from conftest import ROOT, scalars
+from conftest import ROOMS, ROOT, scalars
 from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpecManager
 from nbclient import NotebookClient
@@ -33,7 +33,7 @@ def notebook(tmp_path):
     if shutil.which("git") is None:
         pytest.skip("needs git")
     repository = tmp_path / "repository"
-    copied = ["*.py", "dataset/*.py", "requirements.txt", "pretrained/tiny/*"]
+    copied = ["*.py", *(f"{room}/*.py" for room in ROOMS), "requirements.txt", "pretrained/tiny/*"]
     for file in (file for pattern in copied for file in ROOT.glob(pattern)):
         target = repository / file.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from conftest import scalars
 
-from common import InputError
-from config import TrainConfig
+from common.command import InputError
 from data import SrcCodeDataset
-from evaluate import SingleCLMEvaluator
-from schedule import epoch_order, lr_factor
 from trainer import ModelTrainer
+from training.config import TrainConfig
+from training.evaluator import SingleCLMEvaluator
+from training.schedule import epoch_order, lr_factor
 
 CONFIG = TrainConfig(
     per_gpu_train_batch_size=4,

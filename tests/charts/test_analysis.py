@@ -8,7 +8,7 @@ import matplotlib.image
 import pytest
 from torch.utils.tensorboard import SummaryWriter
 
-from runs import read_run
+from charts.runs import read_run
 
 NAMES = {
     "loss_train": "train_loss.png",
@@ -47,7 +47,7 @@ def test_data_prints_what_meta_says_and_draws(project, dataset_folder, tmp_path)
 
 
 def test_data_counts_each_token_once_and_short_windows_rightly(project, dataset_folder, model, tmp_path):
-    from analysis import count_tokens
+    from charts.dataset_features import count_tokens
 
     meta = json.loads((dataset_folder / "meta.json").read_text())
     stride, length = meta["flags"]["stride"], meta["flags"]["segment_len"]

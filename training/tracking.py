@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
-from checkpoint import one_line_when_full
+from training.checkpoint import one_line_when_full
 
 logger = logging.getLogger(__name__)
 

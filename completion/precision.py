@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from common import InputError
-from model import GPTSingleHead, choose_dtype, fuse_activations
+from common.command import InputError
+from common.devices import choose_dtype
+from model import GPTSingleHead, fuse_activations
 
 _LEVELS = 63  # of 7 bits: with more, two products of 8 bits would overflow 16, in which AVX2 adds pairs of them
 _TINY = torch.tensor(1e-12)

@@ -1,53 +1,21 @@
 """The conversation: read code, complete it, obey commands."""
 
 import os
-import re
-import shutil
 import signal
 import sys
-import textwrap
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 
-from common import InputError, atomic_write
-from completion import Completion, Settings, complete
-from hub import LANGUAGES
-
-# Commands that set a field of Settings.
-OPTIONS = {
-    "n": "num_return_sequences",
-    "temperature": "temperature",
-    "top_k": "top_k",
-    "top_p": "top_p",
-    "repetition_penalty": "repetition_penalty",
-    "max_length": "max_new_tokens",
-    "min_probability": "min_probability",
-    "seed": "seed",
-    "stop": "stop",
-}
-COMMANDS = (*OPTIONS, "lang", "next", "continue", "load", "save", "help", "exit")
-HELP = """\
-Type code and it is completed. Where lines can be edited, Enter goes to the
-next line while a block or bracket is open; Enter on an empty line, or
-Alt-Enter anywhere, completes. Ctrl-C stops a completion and keeps the text.
-  :n 5               generate 5 candidates: first those that parse, the likeliest first
-  :next              show the next of them; where lines can be edited, Tab does
-  :temperature 0.2   lower is safer; 0 always takes the likeliest token
-  :stop line         end with the line; or with the block, at a blank line, none
-  :max_length 128    most tokens to generate
-  :top_k :top_p :repetition_penalty :min_probability :seed
-                     as those flags; a setting without a value is shown
-  :lang java         change the language (as change_lang does)
-  :continue          go on where the completion shown last ended, or with
-                     :continue 2 where its second candidate did
-  :load FILE         complete at the end of a file, in the language of its name
-  :save FILE         write the prompt and the completion shown last to a file
-  :help              show this text
-  exit               end, as Ctrl-D does
-"""
+from common.command import InputError
+from common.files import atomic_write
+from common.source_code import LANGUAGES, language_of, read_source
+from completion.commands import HELP, OPTIONS, describe, notes
+from completion.complete import complete
+from completion.plain_screen import PlainScreen
+from completion.settings import Completion, Settings
 
 
 class Repl:
@@ -230,59 +198,6 @@ def _file(command: str, name: str) -> Path:
     return Path(name).expanduser()
 
 
-def describe(completion: Completion) -> str:
-    """One line: how likely, how long, why it ended, whether it parses."""
-    parts = [
-        f"probability {completion.probability:.2g}",
-        f"log-probability {completion.mean_log_prob:.2f} a token",
-        f"{len(completion.tokens)} tokens",
-        f"ended: {completion.stop_reason}",
-    ]
-    if completion.parses is not None:
-        parts.append("parses" if completion.parses else "does not parse")
-    return ", ".join(parts)
-
-
-def notes(found: list[Completion], options: Settings) -> list[str]:
-    """What a user should know about these completions that their text does not show."""
-    if not found:
-        return [f"no candidate reached a probability of {options.min_probability:g}"]
-    said, dropped = [], found[0].prompt_tokens_dropped
-    if dropped:
-        said.append(f"the prompt is longer than the model's context: its first {dropped} tokens were left out")
-    why = {
-        "length": f"stopped after {options.max_new_tokens} tokens (--max_length)",
-        "context": "stopped where the model's context ends",
-        "interrupted": "stopped by Ctrl-C",
-    }
-    for reason in dict.fromkeys(completion.stop_reason for completion in found if not completion.finished):
-        said.append(f"{why[reason]}: the last line may be unfinished")
-    return said
-
-
-def language_of(file: Path) -> str:
-    """The language of a source file by its name; empty if it does not say."""
-    return {".py": "python", ".java": "java"}.get(file.suffix.lower(), "")
-
-
-def read_source(file: Path) -> str:
-    """The text of a source file.
-
-    Raises:
-        InputError: it is not UTF-8.
-        OSError: it cannot be read.
-    """
-    return decode_source(file.read_bytes(), str(file))
-
-
-def decode_source(content: bytes, name: str) -> str:
-    try:
-        return content.decode("utf-8").replace("\r\n", "\n")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise InputError(f"{name}:{line}: not UTF-8; convert it, for instance with iconv -t UTF-8") from None
-
-
 @contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
     """Yields a function that tells whether Ctrl-C was pressed since; only a second Ctrl-C interrupts."""
@@ -303,47 +218,7 @@ def interruptible() -> Iterator[Callable[[], bool]]:
 def make_screen(status: Callable[[], str], language: Callable[[], str]):
     """A screen with editing, history and colours where the terminal can do that, else a plain one."""
     if sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb":
-        from screen import EditingScreen
+        from completion.editing import EditingScreen
 
         return EditingScreen(status, language)
     return PlainScreen()
-
-
-def fold(text: str) -> str:
-    """Break lines that are wider than the terminal: between words, not between a name, its colon and its value."""
-    columns = shutil.get_terminal_size().columns
-    folded = []
-    for line in text.split("\n"):
-        margin = line[: len(line) - len(line.lstrip())]
-        rows = textwrap.wrap(line.replace(": ", ":\xa0"), columns, subsequent_indent=margin, break_on_hyphens=False)
-        folded += [row.replace("\xa0", " ") for row in rows] or [""]
-    return "\n".join(folded)
-
-
-class PlainScreen:
-    """Lines in, text out; nothing that a printer could not do."""
-
-    def ask(self, message: str) -> str:
-        return self.read(message)
-
-    def read(self, message: str) -> str:
-        return input(message)
-
-    def write(self, text: str) -> None:
-        print(fold(text) if sys.stdout.isatty() else text, end="", flush=True)
-
-    def code(self, prompt: str, language: str) -> "PlainCode":
-        return PlainCode(prompt)
-
-
-class PlainCode:
-    """Code on its way to a plain screen: the prompt's last line, and what follows it piece by piece."""
-
-    def __init__(self, prompt: str):
-        self.write(prompt[prompt.rfind("\n") + 1 :])
-
-    def write(self, text: str) -> None:
-        print(re.sub(r"[^\n\t\x20-\x7e\xa0-\U0010ffff]", "\ufffd", text), end="", flush=True)
-
-    def end(self) -> None:
-        print(flush=True)

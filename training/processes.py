@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from common import InputError
+from common.command import InputError
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,8 @@ import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common import ROOT, InputError
+from common.command import InputError
+from common.files import ROOT
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -20,9 +21,6 @@ MODEL_MAP = {
     "gpt2_medium": "gpt2-medium",
     "gpt2_large": "gpt2-large",
 }
-# The two control words of the reference; a dataset row's label, in lower case, names its word.
-LANGUAGES = ("python", "java")
-SPECIAL_WORDS = {"pad_token": "<pad>", "additional_special_tokens": [f"<{language}>" for language in LANGUAGES]}
 
 HUB_TIMEOUT_S = 5
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json")

@@ -7,8 +7,8 @@ import torch
 from tokenizers import decoders, pre_tokenizers
 from torch import Tensor
 
-from completion import Settings
-from fixedcache import FixedStep, cache_name
+from completion.fixed_cache import FixedStep, cache_name
+from completion.settings import Settings
 from model import GPTSingleHead
 
 

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from common import InputError, flag
-from recipes import RECIPES
+from common.command import InputError, flag
+from training.recipes import RECIPES
 
 # Each is a function of the step in trainer.lr_factor.
 SCHEDULERS = ("constantlr", "warmuplinear", "warmupconstant", "warmupcosine", "warmupcosinewithhardrestarts")

@@ -8,10 +8,11 @@ from pathlib import Path
 import torch
 from transformers import GenerationConfig
 
-from completion import complete
-from hub import SPECIAL_WORDS
-from inference import prepare
-from model import GPTSingleHead, choose_dtype
+from common.devices import choose_dtype
+from common.source_code import SPECIAL_WORDS
+from completion.complete import complete
+from completion.precision import prepare
+from model import GPTSingleHead
 
 SOURCE = "def read_lines(path, encoding='utf-8'):\n    with open(path, encoding=encoding) as file:\n"
 PROMPT_TOKENS, NEW_TOKENS, QUICK_TOKENS = 10, 128, 8  # the control word is one of the prompt's

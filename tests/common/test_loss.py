@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import loss
-from loss import IGNORED, next_token_nats, next_token_scores
+from common import loss
+from common.loss import IGNORED, next_token_nats, next_token_scores
 
 
 @pytest.fixture(params=[1, 7, 1000], ids="{} rows a slice".format)

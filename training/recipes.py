@@ -2,7 +2,7 @@
 
 import difflib
 
-from common import InputError
+from common.command import InputError
 
 SETTINGS = ("num_epochs_train", "max_seq_length", "lr", "warmup_ratio")
 RESULTS = ("best_score_perplexity", "dev_eval_scores", "dev_loss", "train_loss")

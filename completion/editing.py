@@ -17,9 +17,10 @@ from prompt_toolkit.styles import Style
 from pygments.lexers import JavaLexer, PythonLexer
 from pygments.token import Comment, String, Text
 
-from hub import LANGUAGES
-from stopping import STOPS, unfinished
-from terminal import COMMANDS, fold
+from common.source_code import LANGUAGES
+from completion.commands import COMMANDS
+from completion.plain_screen import fold
+from completion.stopping import STOPS, unfinished
 
 LEXERS = {"python": PythonLexer, "java": JavaLexer}
 # The terminal's own colours, which its user can read; pygments' dark blue vanishes on black.

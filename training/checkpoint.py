@@ -10,7 +10,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from common import InputError, recover_folder, replace_folder
+from common.command import InputError
+from common.files import recover_folder, replace_folder
 
 if TYPE_CHECKING:
     from model import GPTSingleHead

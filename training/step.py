@@ -6,11 +6,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from config import TrainConfig
+from common.devices import autocast
+from common.loss import next_token_nats
 from data import TokenBatches
-from loss import next_token_nats
-from model import GPTSingleHead, autocast, flat_pairs, token_nats
-from parallel import world_size
+from model import GPTSingleHead, flat_pairs, token_nats
+from training.config import TrainConfig
+from training.processes import world_size
 
 logger = logging.getLogger(__name__)
 

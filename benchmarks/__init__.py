@@ -1,0 +1,1 @@
+"""This project beside a plain PyTorch loop and Hugging Face's ways."""

@@ -1,0 +1,1 @@
+"""Reading training runs and datasets, tables of them, and drawing."""

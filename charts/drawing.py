@@ -1,0 +1,164 @@
+"""Charts: curves of runs, features of a dataset."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from common.files import atomic_write
+
+if TYPE_CHECKING:
+    import numpy as np
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+# Okabe and Ito's colours, which colour-blind readers tell apart (jfly.uni-koeln.de/color), without the yellow.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+DASHES = ("-", "--")  # in turn, so that a curve shows under one that covers it; with seven colours, 14 styles
+AXES = {"step": "optimizer steps", "tokens": "tokens trained on", "time": "minutes of training"}
+
+
+class Line(NamedTuple):
+    label: str
+    style: int  # chooses colour and dashes
+    x: list[float]
+    y: list[float]
+
+
+def _figure() -> "tuple[Figure, Axes]":
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.add_subplot()
+    axes.grid(alpha=0.3)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def line_chart(
+    lines: list[Line], levels: list[Line], axis: str, y_label: str, is_noisy: bool, may_be_log: bool
+) -> "Figure":
+    """Curves of runs, and dotted levels at one value each.
+
+    Args:
+        axis: what x is, of AXES.
+        is_noisy: draw the values faintly, and a moving mean over a fiftieth of them.
+        may_be_log: a logarithmic y axis where the values, all positive or all negative, span more than a factor of 10.
+    """
+    from matplotlib.ticker import EngFormatter
+
+    figure, axes = _figure()
+    for line in lines:
+        look = {"color": COLOURS[line.style % len(COLOURS)], "linestyle": DASHES[line.style % 2], "label": line.label}
+        width = len(line.y) // 50
+        if is_noisy and width > 1:
+            axes.plot(line.x, line.y, color=look["color"], alpha=0.2, linewidth=0.8)
+            axes.plot(moving_mean(line.x, width), moving_mean(line.y, width), **look)
+        else:
+            axes.plot(line.x, line.y, **look, marker="o" if len(line.x) < 30 else None, markersize=3)
+    for level in levels:
+        axes.axhline(level.y[0], color=COLOURS[level.style % len(COLOURS)], linestyle=":", label=level.label)
+    axes.set_xlabel(AXES[axis])
+    axes.xaxis.set_major_formatter("{x:g}" if axis == "time" else EngFormatter(sep=""))
+    axes.set_ylabel(y_label)
+    axes.yaxis.set_major_formatter("{x:,g}")
+    values = [value for line in [*lines, *levels] for value in line.y]
+    smallest = min(map(abs, values))
+    if may_be_log and min(values) * max(values) > 0 and max(map(abs, values)) > 10 * smallest:
+        _set_log_y(axes, smallest, is_negative=max(values) < 0)
+    _add_legend(figure, axes)
+    return figure
+
+
+def _set_log_y(axes: "Axes", smallest: float, is_negative: bool) -> None:
+    """A logarithmic axis with labels at 1, 2 and 5 of each decade; for negative values, mirrored.
+
+    Args:
+        smallest: the least of the values' magnitudes.
+    """
+    from matplotlib.ticker import LogLocator, SymmetricalLogLocator
+
+    if is_negative:
+        axes.set_yscale("symlog", linthresh=smallest)
+        axes.set_ylim(top=-0.9 * smallest)
+        axes.yaxis.set_minor_locator(SymmetricalLogLocator(base=10, linthresh=smallest, subs=(2, 5)))
+    else:
+        axes.set_yscale("log")
+        axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+    axes.yaxis.set_major_formatter("{x:,g}")
+    axes.yaxis.set_minor_formatter("{x:,g}")
+
+
+def _add_legend(figure: "Figure", axes: "Axes") -> None:
+    """Names outside the data, each once; a single name is the title."""
+    handles = {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    if len(handles) == 1:
+        axes.set_title(next(iter(handles)))
+    else:
+        figure.legend(
+            handles.values(), handles.keys(), loc="outside lower center", ncols=min(3, len(handles)), frameon=False
+        )
+
+
+def moving_mean(values: list[float], width: int) -> "np.ndarray":
+    """[len(values) - width + 1] float64"""
+    import numpy as np
+
+    return np.convolve(values, np.full(width, 1 / width), "valid")
+
+
+def histogram(lengths: list[int], title: str) -> "Figure":
+    """Files by their number of tokens, on a logarithmic axis."""
+    import numpy as np
+
+    figure, axes = _figure()
+    axes.hist(lengths, bins=np.geomspace(max(min(lengths), 1), max(lengths) + 1, 40), color=COLOURS[0])
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:,g}")
+    axes.set_xlabel("tokens in the file")
+    axes.set_ylabel("files")
+    axes.set_title(title)
+    return figure
+
+
+def bars(words: list[tuple[str, float]], title: str) -> "Figure":
+    """Shares of words as horizontal bars, the most frequent on top."""
+    figure, axes = _figure()
+    figure.set_size_inches(7, 6)
+    axes.barh(range(len(words)), [100 * share for _, share in words], color=COLOURS[0])
+    axes.set_yticks(range(len(words)), [word for word, _ in words], fontfamily="monospace", parse_math=False)
+    axes.invert_yaxis()
+    axes.grid(visible=False, axis="y")
+    axes.set_xlabel("share of all tokens (%)")
+    axes.set_title(title)
+    return figure
+
+
+def contamination_chart(meta: dict, title: str) -> "Figure":
+    """Shares of dev's n-grams that stand in train, a group of bars for each split."""
+    figure, axes = _figure()
+    splits = meta["contamination"]
+    lengths = list(splits[meta["flags"]["split_by"]])
+    height = 0.8 / len(lengths)
+    for number, length in enumerate(lengths):
+        shares = [100 * (of_split[length] or 0) for of_split in splits.values()]
+        places = [place + number * height for place in range(len(splits))]
+        drawn = axes.barh(places, shares, 0.9 * height, color=COLOURS[number], label=f"{length}-grams")
+        axes.bar_label(drawn, fmt="%.1f %%", padding=3)
+    axes.set_yticks([place + 0.4 - height / 2 for place in range(len(splits))], [f"split by {name}" for name in splits])
+    axes.invert_yaxis()
+    axes.grid(visible=False, axis="y")
+    axes.set_xlim(0, 115)
+    axes.set_xticks(range(0, 101, 20))
+    axes.set_xlabel("share of dev's n-grams that stand in train (%)")
+    axes.set_title(title)
+    _add_legend(figure, axes)
+    return figure
+
+
+def save(figure: "Figure", path: Path) -> None:
+    import matplotlib
+
+    with atomic_write(path, "wb") as file, matplotlib.rc_context({"pdf.fonttype": 42}):  # text that stays text
+        figure.savefig(file, format=path.suffix[1:], dpi=150)
+    print(path)

@@ -1,0 +1,1 @@
+"""From a prompt to ranked completions, and the conversation in a terminal."""
