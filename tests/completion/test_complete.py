@@ -15,12 +15,11 @@ from transformers import MistralConfig, MistralForCausalLM
 
 from benchmarks.completion_speed import completion_table, time_completion
 from common.command import InputError
-from completion.complete import complete, parses
+from completion.complete import complete, parses, rank
 from completion.decoding import EncodedPrompt, choose, context_length, decode, encode_prompt
 from completion.fixed_cache import FixedStep, cache_name
 from completion.settings import Completion, Settings
 from completion.stopping import logical_lines, make_stop_rule, unfinished
-from training.processes import rank
 
 PROMPT = "def add(a, b):"
 
