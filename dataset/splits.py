@@ -4,7 +4,6 @@ import random
 from typing import Any
 
 from common.command import InputError
-from dataset.contamination import contamination
 from dataset.sources import SourceFile
 
 CONTAMINATION_NGRAMS = (20, 50)
@@ -52,6 +51,8 @@ def measure_splits(
     Raises:
         InputError: as `choose_split`.
     """
+    from dataset.contamination import contamination
+
     files = [file for of_language in languages.values() for file in of_language]
     shares = {}
     # The wanted split comes last, since each attempt overwrites `in_dev` of the files.
