@@ -29,6 +29,7 @@ class GPTSingleHead(nn.Module):
         max_seq_length: tokens per sequence; clipped, with a warning, to what the model's configuration allows.
         do_lower_case: lower the case of every text before it is tokenized.
         special_words_to_add: as `add_special_words` takes it.
+        fim_rate: the share of rows that the model has learned to fill in the middle with.
         from_scratch: keep configuration and vocabulary, but start from random weights.
     Raises:
         InputError: nothing to load under that name, or files that transformers cannot read.
@@ -41,6 +42,7 @@ class GPTSingleHead(nn.Module):
         do_lower_case: bool = False,
         special_words_to_add: dict[str, str | list[str]] | None = None,
         from_scratch: bool = False,
+        fim_rate: float = 0.0,
     ):
         super().__init__()
         transformers.utils.logging.disable_progress_bar()
@@ -60,6 +62,7 @@ class GPTSingleHead(nn.Module):
             raise InputError(f"{folder}: cannot be loaded as a causal language model ({reason})") from None
         self._know_control_words()
         self.do_lower_case = do_lower_case
+        self.fim_rate = fim_rate
         limit = getattr(self.gpt.config, "max_position_embeddings", max_seq_length)
         if max_seq_length > limit:
             logger.warning("max_seq_length %d is more than the model allows; set to %d", max_seq_length, limit)
@@ -149,8 +152,9 @@ class GPTSingleHead(nn.Module):
         logits = self.logits(ids).float()  # once: argmax in bf16 is six times as slow
         return token_nats(logits, labels), logits[:, :-1].argmax(-1) == labels[:, 1:]
 
-    def get_config_dict(self) -> dict[str, int | bool]:
-        return {"max_seq_length": self.max_seq_length, "do_lower_case": self.do_lower_case}
+    def get_config_dict(self) -> dict[str, int | bool | float]:
+        known = {"max_seq_length": self.max_seq_length, "do_lower_case": self.do_lower_case}
+        return known | ({"fim_rate": self.fim_rate} if self.fim_rate else {})
 
     def padding_features(self, features_dict_list: list[dict[str, list[int]]]) -> dict[str, Tensor]:
         """Pad a batch of features to its longest sequence; adds the attention_mask that tells padding from text.

@@ -36,6 +36,7 @@ def main() -> None:
     from trainer import ModelTrainer
     from training import processes
     from training.evaluator import SingleCLMEvaluator
+    from training.fim import learn_fim_words
 
     device = processes.start(config.n_gpu, config.visiable_device, config.deterministic)
     keep_freed_memory()
@@ -50,6 +51,9 @@ def main() -> None:
             logger.info("%s: no saved state, so the run starts from its first step", last)
         model = GPTSingleHead(config.model_select, config.max_seq_length, from_scratch=config.from_scratch)
         model.add_special_words(SPECIAL_WORDS)
+        if config.fim_rate:
+            learn_fim_words(model)
+        model.fim_rate = max(model.fim_rate, config.fim_rate)
     with processes.main_first():  # which packs the datasets
         cache = ROOT / ".cache" / config.run_name
         train_dataset = SrcCodeDataset(train_file, model, cache / "train")

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -20,9 +20,10 @@ from common.devices import autocast, choose_dtype, peak_memory
 from common.files import atomic_write, replace_folder
 from data import SrcCodeDataset, TokenBatches, pad_id
 from model import GPTSingleHead, fuse_activations
-from training.checkpoint import one_line_when_full, read_progress, restore_checkpoint, save_checkpoint
+from training.checkpoint import Progress, one_line_when_full, read_progress, restore_checkpoint, save_checkpoint
 from training.config import TrainConfig
 from training.evaluator import SingleCLMEvaluator
+from training.fim import FimEpochs, MiddleEvaluator
 from training.processes import StopSignal, all_sum, is_main, rank, world_size
 from training.schedule import epoch_order, lr_factor, seed_step
 from training.step import prepare_step
@@ -33,25 +34,7 @@ logger = logging.getLogger(__name__)
 MAX_BAD_STEPS = 10  # non-finite steps in a row after which a run cannot be trusted to recover
 # Flags that decide which windows a step sees: a run can only go on with the values it was started with.
 # "batch" is that of an optimizer step over all processes; how it is divided may change.
-ORDER_FLAGS = ("seed", "batch", "max_seq_length", "dataset_name", "windows", "model_select")
-
-
-@dataclass
-class Progress:
-    """How far a run is: what the loop needs to go on, apart from tensors."""
-
-    step: int = 0  # optimizer steps done
-    epoch: int = 0
-    epoch_step: int = 0  # optimizer steps done in this epoch
-    tokens_seen: int = 0  # unpadded targets trained on
-    tokens_before_epoch: int = 0
-    # Nats and targets of this epoch, and since the last entry in the log.
-    sums: list[float] = field(default_factory=lambda: [0.0] * 4)
-    best_score: float = -math.inf  # minus the dev perplexity (or loss) of the best model
-    best_step: int = 0
-    early_stop_count: int = 0  # evaluations since then
-    skipped_steps: int = 0  # steps whose loss or gradient was not finite
-    wandb_id: str | None = None
+ORDER_FLAGS = ("seed", "fim_rate", "batch", "max_seq_length", "dataset_name", "windows", "model_select")
 
 
 def parameter_groups(model: GPTSingleHead, weight_decay: float) -> list[dict]:
@@ -98,6 +81,10 @@ class ModelTrainer:
         self.total_steps = config.num_epochs_train * self.steps_per_epoch
         if config.max_steps:
             self.total_steps = min(self.total_steps, config.max_steps)
+        self.fim = self.middles = None
+        if config.fim_rate:
+            self.fim = FimEpochs(train_dataset, model, config.fim_rate, config.seed, self._order)
+            self.middles = MiddleEvaluator(dev_dataset, model)
         self.warmup_steps = math.ceil(self.total_steps * config.warmup_ratio)
         self.optimizer = torch.optim.AdamW(
             parameter_groups(model, config.weight_decay), lr=config.lr, eps=1e-6, fused=True
@@ -167,13 +154,22 @@ class ModelTrainer:
         self._nats = prepare_step(self.model, self.batches, self.config, self.dtype, steps_left)
         self._log_settings()
 
+    def _order(self, epoch: int) -> Tensor:
+        """Row numbers [steps, micro-batches, processes, B] of the steps that are left of an epoch."""
+        config, progress = self.config, self.progress
+        shape = (config.accumulation_steps, world_size(), config.per_gpu_train_batch_size)
+        order = epoch_order(len(self.batches), epoch, config.seed, shape)
+        first = progress.epoch_step if epoch == progress.epoch else 0
+        return order[first : max(0, self.total_steps - epoch * self.steps_per_epoch)]
+
     def _train_epoch(self, bar: tqdm) -> None:
         """Train from the run's place in its epoch to the end of that epoch, or of the run."""
         config, progress = self.config, self.progress
-        shape = (config.accumulation_steps, world_size(), config.per_gpu_train_batch_size)
-        order = epoch_order(len(self.batches), progress.epoch, config.seed, shape).to(self.device)
+        order = self._order(progress.epoch).to(self.device)
+        if self.fim:
+            self.batches = self.fim.batches(progress.epoch)
         self.model.train()
-        for step_rows in order[progress.epoch_step :]:
+        for step_rows in order:
             lr = config.lr * lr_factor(config.scheduler, progress.step, self.warmup_steps, self.total_steps)
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
@@ -284,6 +280,8 @@ class ModelTrainer:
         else:
             progress.early_stop_count += 1
         values = {f"eval_{name}_dev": value for name, value in scores.items() if name not in ("loss", "tokens")}
+        if self.middles:
+            values["loss_middle_dev"] = self.middles(self.model, evaluator.batch_size, self.dtype)
         values |= {"loss_dev": scores["loss"], f"best_score_for_{evaluator.early_stop_on}": progress.best_score}
         self.metrics.log(values, progress.step)
         logger.info("   ***** Evaluation report *****")

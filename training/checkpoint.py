@@ -1,8 +1,10 @@
 """The state of a training run on disk: written whole or not at all, restored bit for bit, no pickle."""
 
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +17,24 @@ from common.files import recover_folder, replace_folder
 
 if TYPE_CHECKING:
     from model import GPTSingleHead
+
+
+@dataclass
+class Progress:
+    """How far a run is: what the loop needs to go on, apart from tensors."""
+
+    step: int = 0  # optimizer steps done
+    epoch: int = 0
+    epoch_step: int = 0  # optimizer steps done in this epoch
+    tokens_seen: int = 0  # unpadded targets trained on
+    tokens_before_epoch: int = 0
+    # Nats and targets of this epoch, and since the last entry in the log.
+    sums: list[float] = field(default_factory=lambda: [0.0] * 4)
+    best_score: float = -math.inf  # minus the dev perplexity (or loss) of the best model
+    best_step: int = 0
+    early_stop_count: int = 0  # evaluations since then
+    skipped_steps: int = 0  # steps whose loss or gradient was not finite
+    wandb_id: str | None = None
 
 
 def save_checkpoint(

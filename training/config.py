@@ -30,6 +30,10 @@ class TrainConfig:
     accumulation_steps: int = flag(1, "forward passes per optimizer step")
     max_seq_length: int = flag(256, "tokens per sequence")
 
+    fim_rate: float = flag(
+        0.0, "share of the rows that learn to fill in the middle: prefix, suffix, middle; 0.5 is usual, at most 0.9"
+    )
+
     lr: float = flag(2e-5, "peak learning rate")
     scheduler: str = flag("warmuplinear", "learning rate schedule", choices=SCHEDULERS)
     warmup_ratio: float = flag(0.2, "share of all steps in which the learning rate rises")
@@ -83,5 +87,7 @@ class TrainConfig:
                 raise InputError(f"--{name} {getattr(self, name)}: must be at least {least}")
         if not self.lr > 0 or not self.max_grad_norm > 0:
             raise InputError(f"--lr {self.lr} --max_grad_norm {self.max_grad_norm}: both must be above 0")
+        if not 0 <= self.fim_rate <= 0.9:
+            raise InputError(f"--fim_rate {self.fim_rate}: must be between 0 and 0.9; beyond, too few rows stay whole")
         if not 0 <= self.warmup_ratio <= 1:
             raise InputError(f"--warmup_ratio {self.warmup_ratio}: must be a share between 0 and 1")
