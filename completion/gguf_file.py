@@ -1,0 +1,161 @@
+"""A saved Hugging Face model as a GGUF file, llama.cpp's format, without torch or transformers.
+
+    convert(Path("model/my_run/0_GPTSingleHead"), Path("model.gguf"), "q8_0")
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import gguf
+import numpy as np
+
+from common.files import atomic_write
+from completion.gguf_architectures import CannotConvert, Layout, describe_model
+from completion.gguf_vocabulary import Vocabulary, add_vocabulary
+
+Kind = Literal["q8_0", "f16"]
+KINDS: dict[str, tuple[gguf.GGMLQuantizationType, gguf.LlamaFileType]] = {
+    "q8_0": (gguf.GGMLQuantizationType.Q8_0, gguf.LlamaFileType.MOSTLY_Q8_0),
+    "f16": (gguf.GGMLQuantizationType.F16, gguf.LlamaFileType.MOSTLY_F16),
+}
+CHUNK = 1 << 20  # weights converted at a time, so that memory does not grow with the largest tensor
+DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
+# Causal masks and rotary frequencies, which older versions of transformers stored
+NOT_WEIGHTS = re.compile(r"\.(attn|attention)\.(masked_)?bias$|rotary_emb\.inv_freq$")
+OUTPUT_LAYER = ("lm_head.weight", "embed_out.weight")
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One tensor of a safetensors file, read where it lies.
+
+    Attributes:
+        data: memory-mapped; bfloat16 as uint16.
+        rows: the order in which its rows are written, if another.
+    """
+
+    data: np.ndarray
+    rows: np.ndarray | None = None
+
+    def chunks(self) -> Iterator[np.ndarray]:
+        """Its rows in order, some at a time, as float32."""
+        rows = self.data if self.data.ndim > 1 else self.data[np.newaxis]
+        step = max(1, CHUNK // rows.shape[-1])
+        if self.rows is not None and self.data.ndim == 1:
+            yield _float32(self.data[self.rows])[np.newaxis]
+            return
+        for start in range(0, len(rows), step):
+            some = slice(start, start + step) if self.rows is None else self.rows[start : start + step]
+            yield _float32(rows[some])
+
+
+def convert(folder: Path, output: Path, kind: Kind = "q8_0") -> Vocabulary:
+    """Write the model in `folder` to the GGUF file `output`, which appears when it is complete.
+
+    Args:
+        kind: how matrices are stored: `q8_0` 8 bits with a scale for every 32 weights, or `f16`. Where a row is no
+            multiple of 32 long it is f16 in both; vectors stay float32.
+    Raises:
+        CannotConvert: llama.cpp is not certain to compute what transformers computes; says why.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        raise CannotConvert("it has no readable config.json") from None
+    writer, layout = describe_model(config, lambda arch: gguf.GGUFWriter(None, arch))
+    vocabulary = add_vocabulary(writer, folder, config)
+    writer.add_type(gguf.GGUFType.MODEL)
+    writer.add_name(folder.resolve().name)
+    writer.add_file_type(KINDS[kind][1])
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    tensors = dict(_renamed(_stored(folder), layout))
+    stored_as = {name: _stored_as(name, tensor.data.shape, KINDS[kind][0]) for name, tensor in tensors.items()}
+    for name, tensor in tensors.items():
+        size, block = gguf.GGML_QUANT_SIZES[stored_as[name]]
+        writer.add_tensor_info(
+            name, tensor.data.shape, np.dtype(np.float32), tensor.data.size // size * block, stored_as[name]
+        )
+    with atomic_write(output, "wb") as file:
+        writer.fout, writer.state = [file], gguf.gguf_writer.WriterState.EMPTY
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for name, tensor in tensors.items():
+            writer.write_padding(file, file.tell())
+            for chunk in tensor.chunks():
+                _check_range(name, chunk)
+                gguf.quantize(chunk, stored_as[name]).tofile(file)
+        writer.write_padding(file, file.tell())
+    return vocabulary
+
+
+def _stored_as(
+    name: str, shape: tuple[int, ...], wanted: gguf.GGMLQuantizationType
+) -> gguf.GGMLQuantizationType:
+    if len(shape) == 1 or name == "position_embd.weight":
+        return gguf.GGMLQuantizationType.F32
+    return wanted if shape[-1] % 32 == 0 else gguf.GGMLQuantizationType.F16
+
+
+def _check_range(name: str, values: np.ndarray) -> None:
+    if not np.abs(values).max(initial=0) <= np.finfo(np.float16).max:  # false for NaN too
+        raise CannotConvert(f"{name} has a value beyond 16-bit floating point")
+
+
+def _renamed(stored: dict[str, np.ndarray], layout: Layout) -> Iterator[tuple[str, Tensor]]:
+    """Each tensor under llama.cpp's name, laid out as there."""
+    names = gguf.get_tensor_name_map(layout.arch, layout.blocks)
+    for name, data in stored.items():
+        if NOT_WEIGHTS.search(name) or (layout.tied and name in OUTPUT_LAYER):
+            continue
+        if re.search(layout.transposed, name):
+            data = data.T
+        new_name = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        if new_name is None:
+            raise CannotConvert(f"llama.cpp has no place for its tensor {name}")
+        yield new_name, Tensor(data, layout.row_order(name))
+        if new_name == "token_embd.weight" and layout.tied and layout.copies_head:
+            yield "output.weight", Tensor(data)
+    if not layout.tied and not any(name in stored for name in OUTPUT_LAYER):
+        raise CannotConvert("it has no output layer of its own, though config.json says so")
+    for name, data in layout.extra.items():
+        yield name, Tensor(data)
+
+
+def _stored(folder: Path) -> dict[str, np.ndarray]:
+    """Every tensor of model.safetensors, or of the files that its index names, mapped into memory."""
+    index = folder / "model.safetensors.index.json"
+    if (folder / "model.safetensors").is_file():
+        files = ["model.safetensors"]
+    elif index.is_file():
+        files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    else:
+        raise CannotConvert("it has no model.safetensors")
+    return {name: data for file in files for name, data in _mapped(folder / file)}
+
+
+def _mapped(path: Path) -> Iterator[tuple[str, np.ndarray]]:
+    """The tensors of one safetensors file: 8 bytes with the length of a JSON header, the header, the numbers."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        if entry["dtype"] not in DTYPES:
+            raise CannotConvert(f"its tensor {name} holds {entry['dtype']} numbers")
+        shape = tuple(entry["shape"])
+        data = np.memmap(path, DTYPES[entry["dtype"]], "r", 8 + length + entry["data_offsets"][0], (math.prod(shape),))
+        yield name, data.reshape(shape)
+
+
+def _float32(values: np.ndarray) -> np.ndarray:
+    """float32 of any of DTYPES; a bfloat16 is the upper half of one."""
+    if values.dtype == np.uint16:
+        return (values.astype(np.uint32) << 16).view(np.float32)
+    return values.astype(np.float32)

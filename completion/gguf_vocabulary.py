@@ -1,0 +1,188 @@
+"""A Hugging Face tokenizer.json as the vocabulary of a GGUF file."""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gguf import GGUFWriter, TokenType
+
+from completion.gguf_architectures import CannotConvert
+
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+# How a text is cut into words before merging, as the parts of a pre_tokenizer, and llama.cpp's name for it.
+SPLITS = {
+    (GPT2,): "gpt-2",
+    ("digits", GPT2): "smollm",
+    (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+        r"|\s*[\r\n]+|\s+(?!\S)|\s+",
+    ): "qwen2",
+    (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+        r"|\s*[\r\n]+|\s+(?!\S)|\s+",
+    ): "llama-bpe",
+    ("[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-퟿]+", "digits"): "deepseek-coder",
+}
+# What opens a text to be filled in, what follows the gap, and the gap: Qwen, StarCoder, DeepSeek, CodeLlama.
+FILL_IN = {
+    "fim_pre": ("<|fim_prefix|>", "<fim_prefix>", "<fim-prefix>", "<｜fim▁begin｜>", "▁<PRE>", "<PRE>"),
+    "fim_suf": ("<|fim_suffix|>", "<fim_suffix>", "<fim-suffix>", "<｜fim▁hole｜>", "▁<SUF>", "<SUF>"),
+    "fim_mid": ("<|fim_middle|>", "<fim_middle>", "<fim-middle>", "<｜fim▁end｜>", "▁<MID>", "<MID>"),
+}
+BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """How far llama.cpp's own tokenizer agrees with the model's.
+
+    Attributes:
+        split: llama.cpp's name of the way texts are cut, or None.
+        difference: why a program that tokenises with the file may get other ids; None where it does not.
+    """
+
+    split: str | None
+    difference: str | None = None
+
+
+def add_vocabulary(writer: GGUFWriter, folder: Path, config: dict[str, Any]) -> Vocabulary:
+    """Give the file the vocabulary of the model in `folder`, filled up to the rows of its embedding.
+
+    Raises:
+        CannotConvert: there is no tokenizer.json, or llama.cpp would turn its ids into another text.
+    """
+    try:
+        tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        raise CannotConvert("it has no readable tokenizer.json") from None
+    model = tokenizer["model"]
+    if model["type"] != "BPE":
+        raise CannotConvert(f"its tokenizer is of the kind {model['type']}")
+    if model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
+        raise CannotConvert("its tokenizer marks the parts of words")
+    tokens, types = _tokens(tokenizer, config["vocab_size"])
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
+    decoders = _parts(tokenizer["decoder"], "decoders")
+    if [part["type"] for part in decoders] == ["ByteLevel"]:
+        vocabulary = _byte_level(writer, tokenizer, merges)
+    elif model.get("byte_fallback") and {"Replace", "ByteFallback"} <= {part["type"] for part in decoders}:
+        vocabulary = _sentence_piece(writer, tokenizer, tokens, types)
+    else:
+        raise CannotConvert(f"its tokenizer's decoder is {'+'.join(part['type'] for part in decoders) or 'none'}")
+    writer.add_token_list(tokens)
+    writer.add_token_types(types)
+    _special_ids(writer, folder, config, tokenizer, tokens)
+    return vocabulary
+
+
+def _parts(component: dict[str, Any] | None, key: str) -> list[dict[str, Any]]:
+    if component is None:
+        return []
+    return component[key] if component["type"] == "Sequence" else [component]
+
+
+def _tokens(tokenizer: dict[str, Any], rows: int) -> tuple[list[str], list[int]]:
+    """The text and the type of every row of the embedding."""
+    texts = {id: text for text, id in tokenizer["model"]["vocab"].items()}
+    types = dict.fromkeys(texts, TokenType.NORMAL)
+    for added in tokenizer["added_tokens"]:
+        texts[added["id"]] = added["content"]
+        types[added["id"]] = TokenType.CONTROL if added["special"] else TokenType.USER_DEFINED
+    if max(texts) >= rows:
+        raise CannotConvert(f"its tokenizer has the id {max(texts)}, its embedding {rows} rows")
+    return (
+        [texts.get(id, f"[PAD{id}]") for id in range(rows)],
+        [int(types.get(id, TokenType.UNUSED)) for id in range(rows)],
+    )
+
+
+def _byte_level(writer: GGUFWriter, tokenizer: dict[str, Any], merges: list[str]) -> Vocabulary:
+    split = SPLITS.get(_split(tokenizer["pre_tokenizer"]))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(split or "default")
+    writer.add_token_merges(merges)
+    normalizers = [part["type"] for part in _parts(tokenizer.get("normalizer"), "normalizers")]
+    if split is None:
+        return Vocabulary(None, "llama.cpp has no name for the way in which its tokenizer cuts texts into words")
+    if normalizers not in ([], ["NFC"]):
+        return Vocabulary(split, f"its tokenizer changes texts first ({'+'.join(normalizers)})")
+    return Vocabulary(split)
+
+
+def _split(pre_tokenizer: dict[str, Any] | None) -> tuple[str, ...] | None:
+    """The patterns that cut a text into words, one after the other; None where they have no such form."""
+    found: list[str] = []
+    for part in _parts(pre_tokenizer, "pretokenizers"):
+        match part:
+            case {"type": "ByteLevel", "add_prefix_space": False}:
+                found += [GPT2] * part.get("use_regex", True)
+            case {"type": "Digits", "individual_digits": True}:
+                found.append("digits")
+            case {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}:
+                found.append(pattern)
+            case _:
+                return None
+    return tuple(found)
+
+
+def _sentence_piece(
+    writer: GGUFWriter, tokenizer: dict[str, Any], tokens: list[str], types: list[int]
+) -> Vocabulary:
+    """Llama's kind: blanks are ▁, unknown characters bytes, and llama.cpp merges the pair whose score is highest."""
+    model = tokenizer["model"]
+    rank: dict[str, int] = {}
+    for number, merge in enumerate(model["merges"]):
+        pair = merge.split(" ") if isinstance(merge, str) else merge
+        rank.setdefault("".join(pair), number)
+    for id, text in enumerate(tokens):
+        if types[id] == TokenType.NORMAL and BYTE.fullmatch(text):
+            types[id] = int(TokenType.BYTE)
+    if (unknown := model["vocab"].get(model.get("unk_token"))) is not None:
+        types[unknown] = int(TokenType.UNKNOWN)
+        writer.add_unk_token_id(unknown)
+    writer.add_tokenizer_model("llama")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_scores([-float(rank.get(text, len(rank))) for text in tokens])
+    text = json.dumps([tokenizer.get("normalizer"), tokenizer.get("pre_tokenizer")])
+    prefix = "Prepend" in text or re.search('"prepend_scheme": "(first|always)"', text) is not None
+    writer.add_add_space_prefix(prefix)
+    writer.add_remove_extra_whitespaces(False)
+    return Vocabulary("llama")
+
+
+def _special_ids(
+    writer: GGUFWriter, folder: Path, config: dict[str, Any], tokenizer: dict[str, Any], tokens: list[str]
+) -> None:
+    """Where a text begins and ends. What tokenizer_config.json names comes before what config.json numbers."""
+    path = folder / "tokenizer_config.json"
+    named = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    id_of = {text: id for id, text in enumerate(tokens)}
+    ids: dict[str, int] = {}
+    for word in ("bos", "eos", "pad"):
+        text = named.get(f"{word}_token")
+        text = text["content"] if isinstance(text, dict) else text
+        number = config.get(f"{word}_token_id")
+        number = number[0] if isinstance(number, list) else number
+        if text in id_of or (isinstance(number, int) and 0 <= number < len(tokens)):
+            ids[word] = id_of.get(text, number)
+    for word, texts in FILL_IN.items():
+        ids |= {word: id_of[text] for text in texts if text in id_of}
+    for word, id in ids.items():
+        getattr(writer, f"add_{word}_token_id", lambda id, word=word: writer.add_uint32(_key(word), id))(id)
+    before = _put_before(tokenizer)
+    writer.add_add_bos_token("bos" in ids and before == [ids["bos"]])
+    writer.add_add_eos_token(False)
+
+
+def _key(word: str) -> str:
+    return f"tokenizer.ggml.{word}_token_id"
+
+
+def _put_before(tokenizer: dict[str, Any]) -> list[int]:
+    """The ids that the tokenizer puts before a text."""
+    from tokenizers import Tokenizer
+
+    made = Tokenizer.from_str(json.dumps(tokenizer))
+    return made.encode("x").ids[: -len(made.encode("x", add_special_tokens=False).ids)]
