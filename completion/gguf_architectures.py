@@ -21,7 +21,7 @@ class Layout:
     """How a model's tensors are stored in the GGUF file.
 
     Attributes:
-        rows: (pattern of tensor names, order of rows): the weights and biases whose rows llama.cpp has in another order.
+        rows: (pattern of names, order of rows): the weights and biases whose rows llama.cpp has in another order.
         transposed: pattern of the names of weights that are stored [in, out].
         tied: the output layer is the token embedding.
         copies_head: llama.cpp has no tied output layer for the architecture, so that the embedding is stored twice.

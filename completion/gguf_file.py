@@ -1,13 +1,14 @@
 """A saved Hugging Face model as a GGUF file, llama.cpp's format, without torch or transformers.
 
-    convert(Path("model/my_run/0_GPTSingleHead"), Path("model.gguf"), "q8_0")
+convert(Path("model/my_run/0_GPTSingleHead"), Path("model.gguf"), "q8_0")
 """
 
+import functools
 import json
 import math
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -32,26 +33,24 @@ OUTPUT_LAYER = ("lm_head.weight", "embed_out.weight")
 
 @dataclass(frozen=True)
 class Tensor:
-    """One tensor of a safetensors file, read where it lies.
+    """A tensor that is read when it is written, so that memory holds one at a time.
 
     Attributes:
-        data: memory-mapped; bfloat16 as uint16.
+        read: gives its numbers; bfloat16 as uint16.
         rows: the order in which its rows are written, if another.
     """
 
-    data: np.ndarray
+    shape: tuple[int, ...]
+    read: Callable[[], np.ndarray]
     rows: np.ndarray | None = None
 
     def chunks(self) -> Iterator[np.ndarray]:
-        """Its rows in order, some at a time, as float32."""
-        rows = self.data if self.data.ndim > 1 else self.data[np.newaxis]
-        step = max(1, CHUNK // rows.shape[-1])
-        if self.rows is not None and self.data.ndim == 1:
-            yield _float32(self.data[self.rows])[np.newaxis]
-            return
-        for start in range(0, len(rows), step):
-            some = slice(start, start + step) if self.rows is None else self.rows[start : start + step]
-            yield _float32(rows[some])
+        """Its rows in their new order, some at a time, as float32."""
+        data = self.read()
+        step = max(1, CHUNK // math.prod(self.shape[1:]))
+        for start in range(0, len(data), step):
+            some = slice(start, start + step)
+            yield _float32(data[some if self.rows is None else self.rows[some]])
 
 
 def convert(folder: Path, output: Path, kind: Kind = "q8_0") -> Vocabulary:
@@ -74,11 +73,11 @@ def convert(folder: Path, output: Path, kind: Kind = "q8_0") -> Vocabulary:
     writer.add_file_type(KINDS[kind][1])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     tensors = dict(_renamed(_stored(folder), layout))
-    stored_as = {name: _stored_as(name, tensor.data.shape, KINDS[kind][0]) for name, tensor in tensors.items()}
+    stored_as = {name: _stored_as(name, tensor.shape, KINDS[kind][0]) for name, tensor in tensors.items()}
     for name, tensor in tensors.items():
         size, block = gguf.GGML_QUANT_SIZES[stored_as[name]]
         writer.add_tensor_info(
-            name, tensor.data.shape, np.dtype(np.float32), tensor.data.size // size * block, stored_as[name]
+            name, tensor.shape, np.dtype(np.float32), math.prod(tensor.shape) // size * block, stored_as[name]
         )
     with atomic_write(output, "wb") as file:
         writer.fout, writer.state = [file], gguf.gguf_writer.WriterState.EMPTY
@@ -94,9 +93,7 @@ def convert(folder: Path, output: Path, kind: Kind = "q8_0") -> Vocabulary:
     return vocabulary
 
 
-def _stored_as(
-    name: str, shape: tuple[int, ...], wanted: gguf.GGMLQuantizationType
-) -> gguf.GGMLQuantizationType:
+def _stored_as(name: str, shape: tuple[int, ...], wanted: gguf.GGMLQuantizationType) -> gguf.GGMLQuantizationType:
     if len(shape) == 1 or name == "position_embd.weight":
         return gguf.GGMLQuantizationType.F32
     return wanted if shape[-1] % 32 == 0 else gguf.GGMLQuantizationType.F16
@@ -107,28 +104,32 @@ def _check_range(name: str, values: np.ndarray) -> None:
         raise CannotConvert(f"{name} has a value beyond 16-bit floating point")
 
 
-def _renamed(stored: dict[str, np.ndarray], layout: Layout) -> Iterator[tuple[str, Tensor]]:
+def _renamed(stored: dict[str, Tensor], layout: Layout) -> Iterator[tuple[str, Tensor]]:
     """Each tensor under llama.cpp's name, laid out as there."""
     names = gguf.get_tensor_name_map(layout.arch, layout.blocks)
-    for name, data in stored.items():
+    for name, tensor in stored.items():
         if NOT_WEIGHTS.search(name) or (layout.tied and name in OUTPUT_LAYER):
             continue
-        if re.search(layout.transposed, name):
-            data = data.T
         new_name = names.get_name(name, try_suffixes=(".weight", ".bias"))
         if new_name is None:
             raise CannotConvert(f"llama.cpp has no place for its tensor {name}")
-        yield new_name, Tensor(data, layout.row_order(name))
+        if re.search(layout.transposed, name):
+            tensor = _transposed(tensor)
+        yield new_name, replace(tensor, rows=layout.row_order(name))
         if new_name == "token_embd.weight" and layout.tied and layout.copies_head:
-            yield "output.weight", Tensor(data)
+            yield "output.weight", tensor
     if not layout.tied and not any(name in stored for name in OUTPUT_LAYER):
         raise CannotConvert("it has no output layer of its own, though config.json says so")
-    for name, data in layout.extra.items():
-        yield name, Tensor(data)
+    for name, numbers in layout.extra.items():
+        yield name, Tensor(numbers.shape, lambda numbers=numbers: numbers)
 
 
-def _stored(folder: Path) -> dict[str, np.ndarray]:
-    """Every tensor of model.safetensors, or of the files that its index names, mapped into memory."""
+def _transposed(tensor: Tensor) -> Tensor:
+    return Tensor(tensor.shape[::-1], lambda: tensor.read().T)
+
+
+def _stored(folder: Path) -> dict[str, Tensor]:
+    """Every tensor of model.safetensors, or of the files that its index names."""
     index = folder / "model.safetensors.index.json"
     if (folder / "model.safetensors").is_file():
         files = ["model.safetensors"]
@@ -136,10 +137,10 @@ def _stored(folder: Path) -> dict[str, np.ndarray]:
         files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     else:
         raise CannotConvert("it has no model.safetensors")
-    return {name: data for file in files for name, data in _mapped(folder / file)}
+    return {name: tensor for file in files for name, tensor in _tensors(folder / file)}
 
 
-def _mapped(path: Path) -> Iterator[tuple[str, np.ndarray]]:
+def _tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
     """The tensors of one safetensors file: 8 bytes with the length of a JSON header, the header, the numbers."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -149,9 +150,9 @@ def _mapped(path: Path) -> Iterator[tuple[str, np.ndarray]]:
             continue
         if entry["dtype"] not in DTYPES:
             raise CannotConvert(f"its tensor {name} holds {entry['dtype']} numbers")
-        shape = tuple(entry["shape"])
-        data = np.memmap(path, DTYPES[entry["dtype"]], "r", 8 + length + entry["data_offsets"][0], (math.prod(shape),))
-        yield name, data.reshape(shape)
+        shape, offset = tuple(entry["shape"]), 8 + length + entry["data_offsets"][0]
+        read = functools.partial(np.memmap, path, DTYPES[entry["dtype"]], "r", offset, shape)
+        yield name, Tensor(shape, read)
 
 
 def _float32(values: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import gguf
 from gguf import GGUFWriter, TokenType
 
 from completion.gguf_architectures import CannotConvert
@@ -30,6 +31,14 @@ FILL_IN = {
     "fim_pre": ("<|fim_prefix|>", "<fim_prefix>", "<fim-prefix>", "<｜fim▁begin｜>", "▁<PRE>", "<PRE>"),
     "fim_suf": ("<|fim_suffix|>", "<fim_suffix>", "<fim-suffix>", "<｜fim▁hole｜>", "▁<SUF>", "<SUF>"),
     "fim_mid": ("<|fim_middle|>", "<fim_middle>", "<fim-middle>", "<｜fim▁end｜>", "▁<MID>", "<MID>"),
+}
+ID_KEYS = {
+    "bos": gguf.Keys.Tokenizer.BOS_ID,
+    "eos": gguf.Keys.Tokenizer.EOS_ID,
+    "pad": gguf.Keys.Tokenizer.PAD_ID,
+    "fim_pre": gguf.Keys.Tokenizer.FIM_PRE_ID,
+    "fim_suf": gguf.Keys.Tokenizer.FIM_SUF_ID,
+    "fim_mid": gguf.Keys.Tokenizer.FIM_MID_ID,
 }
 BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
@@ -127,9 +136,7 @@ def _split(pre_tokenizer: dict[str, Any] | None) -> tuple[str, ...] | None:
     return tuple(found)
 
 
-def _sentence_piece(
-    writer: GGUFWriter, tokenizer: dict[str, Any], tokens: list[str], types: list[int]
-) -> Vocabulary:
+def _sentence_piece(writer: GGUFWriter, tokenizer: dict[str, Any], tokens: list[str], types: list[int]) -> Vocabulary:
     """Llama's kind: blanks are ▁, unknown characters bytes, and llama.cpp merges the pair whose score is highest."""
     model = tokenizer["model"]
     rank: dict[str, int] = {}
@@ -168,16 +175,12 @@ def _special_ids(
         if text in id_of or (isinstance(number, int) and 0 <= number < len(tokens)):
             ids[word] = id_of.get(text, number)
     for word, texts in FILL_IN.items():
-        ids |= {word: id_of[text] for text in texts if text in id_of}
+        ids.update((word, id_of[text]) for text in texts if text in id_of)
     for word, id in ids.items():
-        getattr(writer, f"add_{word}_token_id", lambda id, word=word: writer.add_uint32(_key(word), id))(id)
+        writer.add_uint32(ID_KEYS[word], id)
     before = _put_before(tokenizer)
     writer.add_add_bos_token("bos" in ids and before == [ids["bos"]])
     writer.add_add_eos_token(False)
-
-
-def _key(word: str) -> str:
-    return f"tokenizer.ggml.{word}_token_id"
 
 
 def _put_before(tokenizer: dict[str, Any]) -> list[int]:
