@@ -144,8 +144,10 @@ def _gpt_neox(config: dict[str, Any], writer: GGUFWriter, arch: MODEL_ARCH) -> L
 def _heads(config: dict[str, Any]) -> tuple[int, int, int]:
     """Query heads, key-value heads, and the width of one."""
     heads = config["num_attention_heads"]
-    size = config.get("head_dim") or config["hidden_size"] // heads
-    return heads, config.get("num_key_value_heads") or heads, size
+    kv_heads = config.get("num_key_value_heads") or heads
+    if heads % kv_heads:  # llama.cpp would abort
+        raise CannotConvert(f"its {heads} attention heads cannot share {kv_heads} keys")
+    return heads, kv_heads, config.get("head_dim") or config["hidden_size"] // heads
 
 
 def _neighbours(heads: int, size: int) -> np.ndarray:
