@@ -2,11 +2,12 @@
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from gguf import MODEL_ARCH, GGUFWriter, RopeScalingType
+from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, GGUFWriter, RopeScalingType
 
 # llama.cpp computes every GELU by the tanh formula; it differs from the exact one by at most 0.0005.
 GELU = {"gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh"}
@@ -41,11 +42,11 @@ class Layout:
         return next((order for pattern, order in self.rows if re.search(pattern, name)), None)
 
 
-def describe_model(config: dict[str, Any], writer_for: Any) -> tuple[GGUFWriter, Layout]:
+def describe_model(config: dict[str, Any], writer_for: Callable[[str], GGUFWriter]) -> tuple[GGUFWriter, Layout]:
     """Read config.json: a writer that holds the model's metadata, and the layout of its tensors.
 
     Args:
-        writer_for: makes the GGUFWriter, from the name of llama.cpp's architecture.
+        writer_for: makes a GGUFWriter from llama.cpp's name of an architecture.
     Raises:
         CannotConvert: the architecture is unknown, or uses something that llama.cpp is not certain to compute alike.
     """
@@ -54,10 +55,10 @@ def describe_model(config: dict[str, Any], writer_for: Any) -> tuple[GGUFWriter,
         raise CannotConvert(f"its model_type is {kind!r}; known are {', '.join(ARCHITECTURES)}")
     if config.get("quantization_config"):
         raise CannotConvert("its weights are quantised already")
-    name, arch, describe = ARCHITECTURES[kind]
-    writer = writer_for(name)
+    arch, describe, defaults = ARCHITECTURES[kind]
+    writer = writer_for(MODEL_ARCH_NAMES[arch])
     try:
-        layout = describe(config, writer, arch)
+        layout = describe(defaults | config, writer, arch)
     except KeyError as missing:
         raise CannotConvert(f"its config.json has no {missing}") from None
     writer.add_vocab_size(layout.vocabulary)
@@ -95,7 +96,7 @@ def _gpt2(config: dict[str, Any], writer: GGUFWriter, arch: MODEL_ARCH) -> Layou
     inner = config.get("n_inner") or 4 * width
     _sizes(writer, blocks, width, inner, heads, 1 if one_key else heads, config["n_positions"])
     writer.add_layer_norm_eps(config.get("layer_norm_epsilon", 1e-5))
-    layout = Layout(arch, blocks, config["vocab_size"], config.get("tie_word_embeddings", True))
+    layout = Layout(arch, blocks, config["vocab_size"], config.get("tie_word_embeddings", False))
     if not big_code:
         layout.transposed = r"\.(c_attn|c_proj|c_fc)\.weight$"  # transformers' Conv1D
     elif not one_key:
@@ -125,7 +126,6 @@ def _starcoder2(config: dict[str, Any], writer: GGUFWriter, arch: MODEL_ARCH) ->
     context = min(config["max_position_embeddings"], config.get("sliding_window") or math.inf)
     layout = _rotary(config, writer, arch, context)
     writer.add_layer_norm_eps(config.get("norm_epsilon", 1e-5))
-    layout.tied = config.get("tie_word_embeddings", True)
     return layout
 
 
@@ -189,7 +189,7 @@ def _rotary(
             writer.add_rope_scaling_type(RopeScalingType.LINEAR)
             writer.add_rope_scaling_factor(rope["factor"])
         case "yarn":
-            _yarn(rope, writer, context)
+            _yarn({"original_max_position_embeddings": config["max_position_embeddings"]} | rope, writer)
         case "llama3" if arch is MODEL_ARCH.LLAMA:
             layout.extra["rope_freqs.weight"] = _llama3_factors(rope, turned)
         case other:
@@ -197,7 +197,7 @@ def _rotary(
     return layout
 
 
-def _yarn(rope: dict[str, Any], writer: GGUFWriter, context: int) -> None:
+def _yarn(rope: dict[str, Any], writer: GGUFWriter) -> None:
     """YaRN (https://arxiv.org/abs/2309.00071), whose attention factor llama.cpp computes from the scaling factor."""
     factor = rope["factor"]
     usual = 0.1 * math.log(factor) + 1
@@ -207,7 +207,7 @@ def _yarn(rope: dict[str, Any], writer: GGUFWriter, context: int) -> None:
         raise CannotConvert("its YaRN scaling has mscale or truncate set")
     writer.add_rope_scaling_type(RopeScalingType.YARN)
     writer.add_rope_scaling_factor(factor)
-    writer.add_rope_scaling_orig_ctx_len(rope.get("original_max_position_embeddings") or context)
+    writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
     writer.add_rope_scaling_yarn_beta_fast(rope.get("beta_fast") or 32.0)
     writer.add_rope_scaling_yarn_beta_slow(rope.get("beta_slow") or 1.0)
 
@@ -224,13 +224,13 @@ def _llama3_factors(rope: dict[str, Any], dimensions: int) -> np.ndarray:
     return (1 / ((1 - smooth) / rope["factor"] + smooth)).astype(np.float32)
 
 
-# model_type: llama.cpp's name, its tensor names, the reader of the config
+# model_type: llama.cpp's architecture, the reader of the config, and transformers' defaults that differ between models
 ARCHITECTURES = {
-    "gpt2": ("gpt2", MODEL_ARCH.GPT2, _gpt2),
-    "gpt_bigcode": ("starcoder", MODEL_ARCH.STARCODER, _gpt2),
-    "gpt_neox": ("gptneox", MODEL_ARCH.GPTNEOX, _gpt_neox),
-    "llama": ("llama", MODEL_ARCH.LLAMA, _llama),
-    "qwen2": ("qwen2", MODEL_ARCH.QWEN2, _llama),
-    "qwen3": ("qwen3", MODEL_ARCH.QWEN3, _llama),
-    "starcoder2": ("starcoder2", MODEL_ARCH.STARCODER2, _starcoder2),
+    "gpt2": (MODEL_ARCH.GPT2, _gpt2, {"tie_word_embeddings": True}),
+    "gpt_bigcode": (MODEL_ARCH.STARCODER, _gpt2, {"tie_word_embeddings": True}),
+    "gpt_neox": (MODEL_ARCH.GPTNEOX, _gpt_neox, {}),
+    "llama": (MODEL_ARCH.LLAMA, _llama, {}),
+    "qwen2": (MODEL_ARCH.QWEN2, _llama, {"num_key_value_heads": 32}),
+    "qwen3": (MODEL_ARCH.QWEN3, _llama, {"num_key_value_heads": 32, "head_dim": 128}),
+    "starcoder2": (MODEL_ARCH.STARCODER2, _starcoder2, {"num_key_value_heads": 2, "tie_word_embeddings": True}),
 }

@@ -12,19 +12,19 @@ from gguf import GGUFWriter, TokenType
 from completion.gguf_architectures import CannotConvert
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-# How a text is cut into words before merging, as the parts of a pre_tokenizer, and llama.cpp's name for it.
+LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+# How a text is cut into words before merging, as the parts of a pre_tokenizer, and llama.cpp's name for it; then
+# whether a word that is in the vocabulary is taken whole, however it would be merged.
 SPLITS = {
-    (GPT2,): "gpt-2",
-    ("digits", GPT2): "smollm",
-    (
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-        r"|\s*[\r\n]+|\s+(?!\S)|\s+",
-    ): "qwen2",
-    (
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-        r"|\s*[\r\n]+|\s+(?!\S)|\s+",
-    ): "llama-bpe",
-    ("[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-퟿]+", "digits"): "deepseek-coder",
+    ((GPT2,), False): "gpt-2",
+    (("digits", GPT2), False): "smollm",
+    ((LLAMA3.replace("{1,3}", ""),), False): "qwen2",
+    ((LLAMA3,), True): "llama-bpe",
+    ((LLAMA3,), False): "smaug-bpe",
+    (("[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-퟿]+", "digits"), False): "deepseek-coder",
 }
 # What opens a text to be filled in, what follows the gap, and the gap: Qwen, StarCoder, DeepSeek, CodeLlama.
 FILL_IN = {
@@ -101,14 +101,14 @@ def _tokens(tokenizer: dict[str, Any], rows: int) -> tuple[list[str], list[int]]
         types[added["id"]] = TokenType.CONTROL if added["special"] else TokenType.USER_DEFINED
     if max(texts) >= rows:
         raise CannotConvert(f"its tokenizer has the id {max(texts)}, its embedding {rows} rows")
-    return (
-        [texts.get(id, f"[PAD{id}]") for id in range(rows)],
-        [int(types.get(id, TokenType.UNUSED)) for id in range(rows)],
-    )
+    tokens = [texts.get(id, f"[PAD{id}]") for id in range(rows)]
+    if len(set(tokens)) < rows:
+        raise CannotConvert("two of its tokens have the same text")
+    return tokens, [int(types.get(id, TokenType.UNUSED)) for id in range(rows)]
 
 
 def _byte_level(writer: GGUFWriter, tokenizer: dict[str, Any], merges: list[str]) -> Vocabulary:
-    split = SPLITS.get(_split(tokenizer["pre_tokenizer"]))
+    split = SPLITS.get((_split(tokenizer["pre_tokenizer"]), bool(tokenizer["model"].get("ignore_merges"))))
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(split or "default")
     writer.add_token_merges(merges)
@@ -156,6 +156,9 @@ def _sentence_piece(writer: GGUFWriter, tokenizer: dict[str, Any], tokens: list[
     prefix = "Prepend" in text or re.search('"prepend_scheme": "(first|always)"', text) is not None
     writer.add_add_space_prefix(prefix)
     writer.add_remove_extra_whitespaces(False)
+    parts = [part["type"] for part in _parts(tokenizer.get("pre_tokenizer"), "pretokenizers")]
+    if parts not in ([], ["Metaspace"]):
+        return Vocabulary(None, f"llama.cpp does not cut texts first as its tokenizer does ({'+'.join(parts)})")
     return Vocabulary("llama")
 
 
@@ -178,6 +181,9 @@ def _special_ids(
         ids.update((word, id_of[text]) for text in texts if text in id_of)
     for word, id in ids.items():
         writer.add_uint32(ID_KEYS[word], id)
+    template = folder / "chat_template.jinja"
+    if template.is_file():
+        writer.add_chat_template(template.read_text(encoding="utf-8"))
     before = _put_before(tokenizer)
     writer.add_add_bos_token("bos" in ids and before == [ids["bos"]])
     writer.add_add_eos_token(False)
