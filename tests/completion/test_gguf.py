@@ -29,7 +29,8 @@ from completion.gguf_vocabulary import LLAMA3  # noqa: E402
 WORDS = ["<|endoftext|>", "<pad>", "<python>", "<java>", "<fim_prefix>", "<fim_suffix>", "<fim_middle>"]
 TEXT = (
     Path(textwrap.__file__).read_text(encoding="utf-8")
-    + "x = 12345 + 67.5e10\r\n\tif x:\r\n\t\treturn 'naïve café', \"日本語のテキスト\"  # 🙂🙂 it's I'LL we've 2024年\n\n\n   \n  end  "
+    + "x = 12345 + 67.5e10\r\n\tif x:\r\n\t\treturn 'naïve café', \"日本語のテキスト\"\n"
+    + "# 🙂🙂 it's I'LL we've 2024年\n\n\n   \n  end  "
 )
 QWEN = LLAMA3.replace("{1,3}", "")
 SPLITS = {
@@ -158,7 +159,7 @@ def save_model(
         torch.nn.init.normal_(weight.data, float(scale), spread)
     model.save_pretrained(folder, **options)
     tokenizer.save(str(folder / "tokenizer.json"))
-    return model.float()
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
 
 
 def serve(path: Path) -> xllamacpp.Server:
@@ -209,7 +210,220 @@ def test_log_probabilities_are_those_of_transformers(name, gpt2_tokenizer, tmp_p
     convert(tmp_path / "model", tmp_path / "f16.gguf", "f16")
     convert(tmp_path / "model", tmp_path / "q8_0.gguf", "q8_0")
     f, q = differences(model, tmp_path / "f16.gguf"), differences(model, tmp_path / "q8_0.gguf")
-    print(f"RESULT {name:40} f16 mean {f.mean():.5f} max {f.max():.5f}   q8 mean {q.mean():.5f} max {q.max():.5f}")
     assert f.max() < 0.02
     assert q.mean() < 0.05
     assert (tmp_path / "q8_0.gguf").stat().st_size < (tmp_path / "f16.gguf").stat().st_size or "40" in name
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_in_several_files(dtype, gpt2_tokenizer, tmp_path):
+    model = save_model(tmp_path / "model", LLAMA, gpt2_tokenizer, dtype=dtype, max_shard_size="200KB")
+    assert len(list((tmp_path / "model").glob("*.safetensors"))) > 1
+    convert(tmp_path / "model", tmp_path / "f16.gguf", "f16")
+    assert differences(model, tmp_path / "f16.gguf").max() < 0.02
+
+
+@pytest.mark.parametrize("scaling", [LINEAR, YARN, LLAMA31])
+def test_configuration_of_transformers_4(scaling, gpt2_tokenizer, tmp_path):
+    save_model(tmp_path / "model", {**LLAMA, "rope_parameters": scaling}, gpt2_tokenizer)
+    convert(tmp_path / "model", tmp_path / "new.gguf")
+    path = tmp_path / "model" / "config.json"
+    config = json.loads(path.read_text())
+    rope = config.pop("rope_parameters")
+    config["rope_theta"] = rope.pop("rope_theta")
+    config["rope_scaling"] = {"type": rope.pop("rope_type"), **rope}
+    path.write_text(json.dumps(config))
+    convert(tmp_path / "model", tmp_path / "old.gguf")
+    assert (tmp_path / "old.gguf").read_bytes() == (tmp_path / "new.gguf").read_bytes()
+
+
+@pytest.mark.parametrize("name", SPLITS)
+def test_llama_cpp_cuts_texts_as_the_tokenizer_does(name, tmp_path):
+    tokenizer = byte_level(name)
+    save_model(tmp_path / "model", GPT2, tokenizer)
+    vocabulary = convert(tmp_path / "model", tmp_path / "model.gguf")
+    assert (vocabulary.split, vocabulary.difference) == (name, None)
+    assert tokenize(serve(tmp_path / "model.gguf"), TEXT) == tokenizer.encode(TEXT).ids
+
+
+def test_sentence_piece(tmp_path):
+    tokenizer = sentence_piece()
+    model = save_model(tmp_path / "model", LLAMA, tokenizer)
+    (tmp_path / "model" / "tokenizer_config.json").write_text('{"bos_token": "<s>", "eos_token": {"content": "</s>"}}')
+    vocabulary = convert(tmp_path / "model", tmp_path / "f16.gguf", "f16")
+    assert vocabulary.difference is None
+    assert differences(model, tmp_path / "f16.gguf").max() < 0.02
+    assert tokenize(serve(tmp_path / "f16.gguf"), TEXT, add_special=True) == tokenizer.encode(TEXT).ids
+
+
+def metadata(path: Path) -> dict:
+    return {name: field.contents() for name, field in gguf.GGUFReader(path).fields.items()}
+
+
+def test_special_tokens(gpt2_tokenizer, tmp_path):
+    save_model(tmp_path / "model", GPT2, gpt2_tokenizer)
+    named = {"eos_token": "<|endoftext|>", "pad_token": {"content": "<pad>"}}
+    (tmp_path / "model" / "tokenizer_config.json").write_text(json.dumps(named))
+    convert(tmp_path / "model", tmp_path / "model.gguf")
+    found = metadata(tmp_path / "model.gguf")
+    ids = {name.split(".")[2]: value for name, value in found.items() if name.endswith("token_id")}
+    assert ids == {
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+        "padding_token_id": 1,
+        "fim_pre_token_id": 4,
+        "fim_suf_token_id": 5,
+        "fim_mid_token_id": 6,
+    }
+    assert found["tokenizer.ggml.add_bos_token"] is False
+    tokens, types = found["tokenizer.ggml.tokens"], found["tokenizer.ggml.token_type"]
+    assert tokens[:7] == WORDS
+    assert types[:7] == [gguf.TokenType.CONTROL] * 7
+    assert tokens[500:] == [f"[PAD{id}]" for id in range(500, 544)]
+    assert types[500:] == [gguf.TokenType.UNUSED] * 44
+    assert set(types[7:500]) == {gguf.TokenType.NORMAL}
+
+
+def test_unknown_split_is_said(gpt2_tokenizer, tmp_path):
+    tokenizer = Tokenizer.from_str(gpt2_tokenizer.to_str())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Punctuation(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    model = save_model(tmp_path / "model", GPT2, tokenizer)
+    vocabulary = convert(tmp_path / "model", tmp_path / "f16.gguf", "f16")
+    assert vocabulary.split is None
+    assert "cuts texts" in vocabulary.difference
+    assert differences(model, tmp_path / "f16.gguf").max() < 0.02
+
+
+UNKNOWN = {
+    "model_type": ("mamba", "model_type is 'mamba'"),
+    "activation_function": ("relu", "activation_function is 'relu'"),
+    "scale_attn_by_inverse_layer_idx": (True, "scale_attn_by_inverse_layer_idx"),
+    "quantization_config": ({"bits": 4}, "quantised"),
+    "vocab_size": (499, "the id 499"),
+    "n_layer": (1, "tensor transformer.h.1."),
+    "tie_word_embeddings": (False, "no output layer"),
+}
+
+
+@pytest.mark.parametrize("key", UNKNOWN)
+def test_what_is_not_certain_is_refused(key, gpt2_tokenizer, tmp_path):
+    save_model(tmp_path, GPT2, gpt2_tokenizer)
+    value, reason = UNKNOWN[key]
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, key: value}))
+    with pytest.raises(CannotConvert, match=reason):
+        convert(tmp_path, tmp_path / "model.gguf")
+    assert not list(tmp_path.glob("*.gguf*"))
+
+
+UNKNOWN_ROTARY = {
+    "dynamic": ({"rope_parameters": {**LINEAR, "rope_type": "dynamic"}}, "rope_type is 'dynamic'"),
+    "part of a head": ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "a part of each head"),
+    "attention factor": ({"rope_parameters": {**YARN, "attention_factor": 2.0}}, "attention_factor"),
+    "window": ({"model_type": "qwen2", "use_sliding_window": True}, "use_sliding_window"),
+    "activation": ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
+    "heads": ({"num_key_value_heads": 3}, "cannot share"),
+}
+
+
+@pytest.mark.parametrize("name", UNKNOWN_ROTARY)
+def test_what_is_not_certain_of_llama_is_refused(name, gpt2_tokenizer, tmp_path):
+    save_model(tmp_path, LLAMA, gpt2_tokenizer)
+    change, reason = UNKNOWN_ROTARY[name]
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
+    with pytest.raises(CannotConvert, match=reason):
+        convert(tmp_path, tmp_path / "model.gguf")
+
+
+def test_values_beyond_16_bits_and_unknown_decoders_are_refused(gpt2_tokenizer, tmp_path):
+    model = save_model(tmp_path, GPT2, gpt2_tokenizer)
+    with torch.no_grad():
+        model.transformer.wte.weight[3, 3] = float("nan")
+    model.save_pretrained(tmp_path)
+    with pytest.raises(CannotConvert, match="token_embd"):
+        convert(tmp_path, tmp_path / "model.gguf")
+    tokenizer = Tokenizer.from_str(gpt2_tokenizer.to_str())
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(CannotConvert, match="decoder is WordPiece"):
+        convert(tmp_path, tmp_path / "model.gguf")
+    (tmp_path / "tokenizer.json").unlink()
+    with pytest.raises(CannotConvert, match="no readable tokenizer"):
+        convert(tmp_path, tmp_path / "model.gguf")
+    assert not list(tmp_path.glob("*.gguf*"))
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch) -> Path:
+    for name in ("XDG_CACHE_HOME", "HOME", "LOCALAPPDATA"):  # Linux, macOS, Windows
+        monkeypatch.setenv(name, str(tmp_path / "home"))
+    return gguf_cache.cache_folder()
+
+
+def test_cache_knows_a_model_by_its_content(gpt2_tokenizer, cache, tmp_path):
+    save_model(tmp_path / "model", GPT2, gpt2_tokenizer)
+    first = gguf_cache.converted(tmp_path / "model")
+    assert first.parent == cache
+    made = first.stat().st_ino
+    (tmp_path / "model").rename(tmp_path / "moved")
+    assert gguf_cache.converted(tmp_path / "moved") == first
+    assert first.stat().st_ino == made  # not made again
+    assert gguf_cache.converted(tmp_path / "moved", "f16") != first
+    save_model(tmp_path / "moved", {**GPT2, "n_head": 2}, gpt2_tokenizer)  # the same weights and sizes
+    second = gguf_cache.converted(tmp_path / "moved")
+    assert second != first
+    assert metadata(second)["gpt2.attention.head_count"] == 2
+    assert {path.suffix for path in cache.iterdir()} == {".gguf", ".json"}
+
+
+def test_cache_removes_what_was_not_used_for_longest(gpt2_tokenizer, cache, tmp_path, monkeypatch):
+    save_model(tmp_path / "model", GPT2, gpt2_tokenizer)
+    cache.mkdir(parents=True)
+    for days, name in enumerate(("new.gguf", "old.gguf", "half.gguf.1.tmp"), start=1):
+        (cache / name).write_bytes(bytes(1000))
+        os.utime(cache / name, (0, (cache / name).stat().st_mtime - days * 86400))
+    monkeypatch.setattr(gguf_cache, "LIMIT", gguf_cache.converted(tmp_path / "model").stat().st_size + 1500)
+    assert (cache / "old.gguf").exists()
+    assert not (cache / "half.gguf.1.tmp").exists()
+    save_model(tmp_path / "model", {**GPT2, "n_head": 2}, gpt2_tokenizer)
+    made = gguf_cache.converted(tmp_path / "model")
+    assert [path.name for path in cache.glob("*.gguf*")] == [made.name]
+
+
+def test_cache_that_cannot_be_written_is_no_failure(gpt2_tokenizer, cache, tmp_path):
+    save_model(tmp_path / "model", GPT2, gpt2_tokenizer)
+    (tmp_path / "home").write_text("a file where the folder should be")
+    made = gguf_cache.converted(tmp_path / "model")
+    assert metadata(made)["general.architecture"] == "gpt2"
+    assert gguf_cache.converted(tmp_path / "model") == made
+
+
+def test_two_processes_at_once_without_torch(gpt2_tokenizer, cache, tmp_path):
+    save_model(tmp_path / "model", GPT2, gpt2_tokenizer)
+    code = (
+        "import sys; from pathlib import Path; from completion.gguf_cache import converted\n"
+        "print(converted(Path(sys.argv[1])).stat().st_size)\n"
+        "assert not {'torch', 'transformers'} & set(sys.modules)"
+    )
+    command = [sys.executable, "-c", code, tmp_path / "model"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    running = [subprocess.Popen(command, cwd=ROOT, **pipes) for _ in range(2)]
+    said = [process.communicate(timeout=60) for process in running]
+    assert [process.returncode for process in running] == [0, 0], said
+    assert said[0] == said[1]
+    assert len(list(cache.glob("*.gguf*"))) == 1
+
+
+def test_export_command(gpt2_tokenizer, tmp_path, capsys):
+    save_model(tmp_path / "model", LLAMA, gpt2_tokenizer)
+    output = tmp_path / "exported.gguf"
+    export_gguf.main(["--model_path", str(tmp_path / "model"), "--output", str(output), "--type", "f16"])
+    assert capsys.readouterr().out.startswith(f"{output}: ")
+    answer = serve(output).handle_completions({"prompt": "def wrap(", "max_tokens": 4})
+    assert answer["usage"]["completion_tokens"] == 4
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "mamba"}')
+    with pytest.raises(InputError, match="cannot be written as GGUF: its model_type is 'mamba'"):
+        export_gguf.main(["--model_path", str(tmp_path / "model"), "--output", str(output)])
