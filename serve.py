@@ -1,0 +1,143 @@
+"""Serve a model to editors and to clients of OpenAI's interface: llama.cpp's own server on the converted model.
+
+python serve.py --model_path tiny
+curl http://127.0.0.1:8012/v1/completions -d '{"prompt": "def add(a, b):", "max_tokens": 16}'
+
+/infill completes at a cursor in the middle, for models that know marker words for it; /v1/completions completes from
+left to right, streaming if asked; /health answers once the model is loaded.
+"""
+
+import ipaddress
+import os
+import signal
+import socket
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.command import InputError, flag, parse_flags, run_command
+
+KEY_VARIABLE = "AUTOCODER_API_KEY"
+
+
+@dataclass
+class ServeFlags:
+    """Flags of serve.py."""
+
+    model_path: str = flag("tiny", "a run folder, a model folder, a name as train.py's --model_select, or a Hub id")
+    host: str = flag("127.0.0.1", "address to listen on; other machines can reach it only with a key")
+    port: int = flag(8012, "port to listen on; 8012 is what llama.vim and llama.vscode expect")
+    api_key: str = flag("", f"file with the key that clients must send; else the variable {KEY_VARIABLE} names the key")
+    context: int = flag(4096, "most tokens of a request, at most what the model has; all requests under way share them")
+    type: str = flag("q8_0", "how weights are stored: 8 bits, or f16", choices=("q8_0", "f16"))
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.port <= 65535:
+            raise InputError(f"--port {self.port}: must be between 1 and 65535")
+        if self.context < 64:
+            raise InputError(f"--context {self.context}: must be at least 64")
+
+
+def main() -> None:
+    flags = parse_flags(ServeFlags, __doc__)
+    key = read_key(flags.api_key)
+    if not key and not is_loopback(flags.host):
+        raise InputError(
+            f"--host {flags.host}: other machines could use it; give a key with --api_key FILE or {KEY_VARIABLE}"
+        )
+    check_port(flags.host, flags.port)
+    stopped = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopped.set())
+    server = start(flags, key)  # listens as long as it is referred to
+    while not stopped.wait(3600):  # a wait without end cannot be interrupted on Windows
+        pass
+    del server
+    print("stopped")
+    os._exit(0)  # the server's threads would finish the requests under way first, for minutes perhaps
+
+
+def read_key(file: str) -> str:
+    """The key of the file, or of the environment; empty where there is neither.
+
+    Raises:
+        InputError: a file without a key in it.
+    """
+    if not file:
+        return os.environ.get(KEY_VARIABLE, "")
+    try:
+        key = Path(file).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--api_key {file}: cannot be read ({error}); name a file that holds the key") from None
+    if not key or any(character.isspace() for character in key):
+        raise InputError(f"--api_key {file}: must hold a key, one word")
+    return key
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def check_port(host: str, port: int) -> None:
+    """Raises InputError where nothing can listen there; llama.cpp would only say that it failed."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            if os.name != "nt":  # as llama.cpp does: a port is free again as soon as its server has ended
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+    except OSError as error:
+        raise InputError(f"{host}:{port}: {error.strerror or error}; choose another --host or --port") from None
+
+
+def start(flags: ServeFlags, key: str):
+    """Load the model, listen, and say how to use it; returns llama.cpp's server."""
+    from common.model_files import find_pretrained
+    from completion.gguf_architectures import CannotConvert
+    from completion.gguf_cache import converted
+
+    folder = best_of_run(flags.model_path)
+    try:
+        import xllamacpp
+
+        file = converted(find_pretrained(folder), flags.type)
+    except ImportError:
+        raise InputError("serve.py needs xllamacpp: pip install xllamacpp") from None
+    except CannotConvert as error:
+        raise InputError(f"{folder}: llama.cpp cannot run it: {error}") from None
+    address = f"http://{f'[{flags.host}]' if ':' in flags.host else flags.host}:{flags.port}"
+    params = xllamacpp.CommonParams()
+    params.model.path, params.model_alias = str(file), {Path(flags.model_path).name}
+    params.hostnames, params.port, params.api_keys = [flags.host], flags.port, [key] if key else []
+    # Pages of other origins get no answer that their browser would show them.
+    params.cors_origins, params.cors_credentials = address, False
+    params.ui = params.endpoint_slots = params.warmup = params.fit_params = False
+    params.n_ctx, params.n_parallel, params.kv_unified = flags.context, 4, True
+    params.n_cache_reuse = 256  # an editor's next request has lost some lines of the last one's beginning
+    params.verbosity = 0
+    server = xllamacpp.Server(params)
+    print(usage(flags.model_path, address, bool(key)), flush=True)
+    return server
+
+
+def best_of_run(path: str) -> str:
+    best = Path(path) / "0_GPTSingleHead"
+    return str(best) if best.is_dir() else path
+
+
+def usage(name: str, address: str, has_key: bool) -> str:
+    key = "  (clients must send the key)" if has_key else ""
+    return f"""\
+{name} on {address}{key}; Ctrl-C stops
+  Vim, Neovim   llama.vim:     let g:llama_config = {{'endpoint_fim': '{address}/infill'}}
+  VS Code       llama.vscode:  "llama-vscode.endpoint": "{address}"
+                Continue:      provider: openai, apiBase: {address}/v1, roles: [autocomplete]
+  Zed           edit_predictions: {{"provider": "open_ai_compatible_api", "api_url": "{address}/v1/completions"}}
+  any client    OPENAI_BASE_URL={address}/v1"""
+
+
+if __name__ == "__main__":
+    run_command(main)
