@@ -22,7 +22,7 @@ from model import GPTSingleHead
 
 logger = logging.getLogger(__name__)
 
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 _CHUNK_BYTES = 8 << 20
 _ROW_START = b'{"token_ids": ['
 
@@ -48,6 +48,9 @@ class SrcCodeDataset(Dataset):
     def __init__(self, file_path: str | Path, model: GPTSingleHead, cache_path: str | Path | None = None):
         self.file_path = Path(file_path)
         self.max_seq_length = model.max_seq_length
+        self._begin, self._controls, self._end = _row_frame(model)
+        # Tokens that stand before the text of each row.
+        self.head_length = len(self._begin) + (None not in self._controls.values())
         if not self.file_path.is_file():
             raise InputError(f"{file_path}: no such file; dataset/convert.py makes datasets")
         self._tokenizer_print = fingerprint(model.tokenizer.backend_tokenizer)
@@ -86,6 +89,7 @@ class SrcCodeDataset(Dataset):
             "content": content,
             "tokenizer": self._tokenizer_print,
             "max_seq_length": self.max_seq_length,
+            "frame": [self._begin, self._controls, self._end],
         }
 
     def _load(self, cache: Path) -> bool:
@@ -110,7 +114,7 @@ class SrcCodeDataset(Dataset):
         content, rows = _hash_and_count(self.file_path)
         if rows == 0:
             raise InputError(f"{self.file_path}: holds no rows; run dataset/convert.py on more or larger sources")
-        dtype = np.min_scalar_type(len(model.tokenizer) - 1)
+        dtype = np.min_scalar_type(model.vocabulary_size - 1)
         if cache is None:
             self.tokens = np.empty((rows, self.max_seq_length), dtype)
             self.lengths = _fill(self.tokens, self.file_path, model)
@@ -173,9 +177,13 @@ class TokenBatches:
         return ids.masked_fill(padding, self._pad_id), ids.masked_fill(padding, IGNORED)
 
 
-def pad_id(model: GPTSingleHead) -> int:
-    """The id that fills a batch: any would do, since padding counts nowhere."""
-    return model.tokenizer.pad_token_id if model.tokenizer.pad_token_id is not None else model.eos_token_id
+def _row_frame(model: GPTSingleHead) -> tuple[list[int], dict[str, int | None], list[int]]:
+    """What stands around a row's tokens: ids before it, each language's control word after these, and the end.
+
+    A model knows control words for all languages or for none; a tokenizer may have no word for the end.
+    """
+    controls = {language: model.control_id(language) for language in LANGUAGES}
+    return model.start_ids(""), controls, [] if model.eos_token_id is None else [model.eos_token_id]
 
 
 def _reserve(file: Path) -> None:
@@ -200,19 +208,24 @@ def _fill(matrix: np.ndarray, path: Path, model: GPTSingleHead) -> np.ndarray:
     """Write the rows of a jsonl file into matrix [N, L]; returns their lengths [N]."""
     width = matrix.shape[1]
     lengths = np.empty(len(matrix), np.int32)
+    begin, controls, end = _row_frame(model)
+    head = len(begin) + (None not in controls.values())
     done = 0
-    for heads, counts, ids in _parse(path, model):
-        # [rows, 1 + longest + 1]: control word, token ids, and the column that the longest row's eos needs
-        block = np.full((len(heads), counts.max(initial=0) + 2), pad_id(model), np.int64)
-        block[:, 0] = heads
-        columns = np.arange(block.shape[1] - 1)
-        block[:, 1:][columns < counts[:, None]] = ids
-        block[np.arange(len(heads)), counts + 1] = model.eos_token_id
-        rows = slice(done, done + len(heads))
+    for controls_of_rows, counts, ids in _parse(path, model):
+        # [rows, head + longest + end]: what stands before a text, its token ids, what stands after it
+        block = np.full((len(counts), head + counts.max(initial=0) + len(end)), model.pad_id, np.int64)
+        block[:, : len(begin)] = begin
+        if head > len(begin):
+            block[:, len(begin)] = controls_of_rows
+        columns = np.arange(block.shape[1] - head)
+        block[:, head:][columns < counts[:, None]] = ids
+        if end:
+            block[np.arange(len(counts)), head + counts] = end
+        rows = slice(done, done + len(counts))
         matrix[rows, : block.shape[1]] = block[:, :width]
-        matrix[rows, block.shape[1] :] = pad_id(model)
-        lengths[rows] = np.minimum(counts + 2, width)
-        done += len(heads)
+        matrix[rows, block.shape[1] :] = model.pad_id
+        lengths[rows] = np.minimum(head + counts + len(end), width)
+        done += len(counts)
     return lengths
 
 
@@ -222,8 +235,10 @@ def _parse(path: Path, model: GPTSingleHead) -> Iterator[tuple[np.ndarray, np.nd
     Reads the numbers with np.fromstring, 3.5 times as fast as json; a chunk that is not wholly of convert.py's own
     form goes through json line by line, which also finds the line to name in an error.
     """
-    control_ids = {language: model.control_id(language) for language in LANGUAGES}
-    vocabulary_size = len(model.tokenizer)
+    control_ids = _row_frame(model)[1]
+    if not any(control_ids.values()):  # a model that was trained without control words
+        control_ids = dict.fromkeys(control_ids, -1)
+    vocabulary_size = model.vocabulary_size
     number = 0
     with path.open("rb") as file:
         while lines := file.readlines(_CHUNK_BYTES):

@@ -42,15 +42,12 @@ def main() -> None:
     import torch
 
     from common.devices import choose_device, keep_freed_memory
-    from common.source_code import SPECIAL_WORDS
     from completion.precision import prepare
     from data import SrcCodeDataset
     from model import GPTSingleHead, fuse_activations
 
     keep_freed_memory()
-    torch.manual_seed(0)  # the rows of control words that a base model lacks
     model = GPTSingleHead.load(flags.model_path)
-    model.add_special_words(SPECIAL_WORDS)
     if flags.max_seq_length:
         model.max_seq_length = flags.max_seq_length
     dataset = SrcCodeDataset(file_path, model)

@@ -60,6 +60,7 @@ class GPTSingleHead(nn.Module):
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             reason = str(error).strip().splitlines()[0]
             raise InputError(f"{folder}: cannot be loaded as a causal language model ({reason})") from None
+        self._check_vocabulary(folder)
         self._know_control_words()
         self.do_lower_case = do_lower_case
         self.fim_rate = fim_rate
@@ -84,21 +85,59 @@ class GPTSingleHead(nn.Module):
 
     def control_id(self, language: str) -> int | None:
         """The token id of a language's control word, or None where this model has none."""
-        word = f"<{language.lower()}>"
-        token_id = self.tokenizer.convert_tokens_to_ids(word)
-        return token_id if self.tokenizer.convert_ids_to_tokens(token_id) == word else None
+        return self.tokenizer.backend_tokenizer.token_to_id(f"<{language.lower()}>")
+
+    def start_ids(self, language: str) -> list[int]:
+        """What stands before a text: what the model's own tokenizer puts there, and the control word if it has one."""
+        text = self.tokenizer("x", add_special_tokens=False)["input_ids"]
+        whole = self.tokenizer("x")["input_ids"]
+        before = next((n for n in range(len(whole)) if whole[n : n + len(text)] == text), 0)
+        control = self.control_id(language)
+        return whole[:before] + ([] if control is None else [control])
+
+    @property
+    def pad_id(self) -> int:
+        """The id that fills a batch: any would do, since padding counts nowhere."""
+        known = (self.tokenizer.pad_token_id, self.eos_token_id)
+        return next((token for token in known if token is not None), 0)
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Rows of the embedding: token ids are below it. Some may have no word in the tokenizer."""
+        return self.gpt.get_input_embeddings().num_embeddings
 
     def add_special_words(self, special_words_to_add: dict[str, str | list[str]]) -> None:
         """Add words such as {"pad_token": "<pad>", "additional_special_tokens": ["<python>"]} and rows to embed them.
 
-        Words that the tokenizer knows already add nothing.
+        Words that the tokenizer knows already add nothing. The rows of new ones are the mean of the others, which
+        says nothing about them yet: random ones could make them likely or change what follows.
         """
         words = dict(special_words_to_add)
         if "additional_special_tokens" in words:  # transformers 5 knows them as extra_special_tokens
             words["extra_special_tokens"] = words.pop("additional_special_tokens")
+        known = set(self.tokenizer.get_vocab().values())
         self.tokenizer.add_special_tokens(words)
-        if len(self.tokenizer) > self.gpt.get_input_embeddings().num_embeddings:
-            self.gpt.resize_token_embeddings(len(self.tokenizer), mean_resizing=False)
+        new = sorted(set(self.tokenizer.get_vocab().values()) - known)
+        if not new:
+            return
+        if new[-1] >= self.vocabulary_size:
+            self.gpt.resize_token_embeddings(new[-1] + 1, mean_resizing=False)
+        others = torch.tensor(sorted(known))
+        layers = (self.gpt.get_input_embeddings(), self.gpt.get_output_embeddings())
+        tables = {id(values): values for layer in layers if layer is not None for values in layer.parameters()}.values()
+        with torch.no_grad():
+            for values in tables:
+                values[new] = values[others].mean(0)
+
+    def _check_vocabulary(self, folder: Path) -> None:
+        if not hasattr(self.tokenizer, "backend_tokenizer"):
+            raise InputError(f"{folder}: its tokenizer has no tokenizer.json; save it with a newer transformers")
+        largest = max(self.tokenizer.get_vocab().values(), default=-1)
+        if largest >= self.vocabulary_size:
+            raise InputError(
+                f"{folder}: its tokenizer has ids up to {largest}, but its embedding only {self.vocabulary_size} rows; "
+                "the two are not of one model: take a complete copy"
+            )
 
     def _know_control_words(self) -> None:
         """Tell the tokenizer which of its words are control words: the files of 2020 call them words like others."""
@@ -165,9 +204,8 @@ class GPTSingleHead(nn.Module):
             feature name -> [B, longest] int64.
         """
         longest = max(len(features["input_ids"]) for features in features_dict_list)
-        pad_id = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.eos_token_id
         padded = {
-            name: torch.tensor([f[name] + [pad_id] * (longest - len(f[name])) for f in features_dict_list])
+            name: torch.tensor([f[name] + [self.pad_id] * (longest - len(f[name])) for f in features_dict_list])
             for name in features_dict_list[0]
         }
         lengths = torch.tensor([len(features["input_ids"]) for features in features_dict_list])

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from common.command import InputError
 from common.devices import autocast, choose_dtype, peak_memory
 from common.files import atomic_write, replace_folder
-from data import SrcCodeDataset, TokenBatches, pad_id
+from data import SrcCodeDataset, TokenBatches
 from model import GPTSingleHead, fuse_activations
 from training.checkpoint import Progress, one_line_when_full, read_progress, restore_checkpoint, save_checkpoint
 from training.config import TrainConfig
@@ -75,7 +75,7 @@ class ModelTrainer:
             dev_evaluator.dataset = dev_dataset
         self.device = model.device
         self.dtype = choose_dtype(config.precision, self.device)
-        self.batches = TokenBatches(train_dataset, pad_id(model), self.device)
+        self.batches = TokenBatches(train_dataset, model.pad_id, self.device)
         self.batch = config.per_gpu_train_batch_size * config.accumulation_steps * world_size()
         self.steps_per_epoch = math.ceil(len(self.batches) / self.batch)
         self.total_steps = config.num_epochs_train * self.steps_per_epoch

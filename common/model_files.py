@@ -24,6 +24,8 @@ MODEL_MAP = {
 
 HUB_TIMEOUT_S = 5
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
+# What transformers can make a tokenizer from; without any it would make one that knows no word.
+_ANY_TOKENIZER_FILE = (*_TOKENIZER_FILES, "tokenizer.model", "spiece.model", "vocab.txt")
 _WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 
 
@@ -40,7 +42,9 @@ def find_pretrained(name_or_path: str, weights: bool = True) -> Path:
     wanted = _WEIGHT_FILES if weights else _TOKENIZER_FILES
     if Path(name).is_dir():
         if not any((Path(name) / file).is_file() for file in wanted):
-            raise InputError(f"{name}: holds none of {', '.join(wanted)}; name the folder of a saved model")
+            raise InputError(f"{name}: has none of {', '.join(wanted)}; name the folder of a saved model")
+        if weights and not any((Path(name) / file).is_file() for file in _ANY_TOKENIZER_FILE):
+            raise InputError(f"{name}: has no tokenizer, such as tokenizer.json; copy the model's own into it")
         return Path(name)
     if name.count("/") > 1 or name.startswith((".", "/", "~")) or name.endswith("/"):
         raise InputError(f"{name}: no such folder; give a local model folder, a Hub id, or one of {_names()}")

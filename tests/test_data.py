@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from common.command import InputError
-from data import SrcCodeDataset, TokenBatches, pad_id
+from data import SrcCodeDataset, TokenBatches
 
 
 def write_rows(path, rows, **json_options):
@@ -24,7 +24,7 @@ ROWS = [
 
 def test_a_row_is_control_word_ids_eos_cut_to_length(model, tmp_path):
     dataset = SrcCodeDataset(write_rows(tmp_path / "x.jsonl", ROWS), model)
-    python, java, eos, pad = model.control_id("python"), model.control_id("java"), model.eos_token_id, pad_id(model)
+    python, java, eos, pad = model.control_id("python"), model.control_id("java"), model.eos_token_id, model.pad_id
     assert dataset.tokens.shape == (3, 64)
     assert dataset.tokens.dtype == np.uint16
     assert dataset.lengths.tolist() == [5, 3, 64]
@@ -36,7 +36,7 @@ def test_a_row_is_control_word_ids_eos_cut_to_length(model, tmp_path):
 
 def test_gathered_batches_mark_padding_in_the_labels(model, tmp_path):
     dataset = SrcCodeDataset(write_rows(tmp_path / "x.jsonl", ROWS), model)
-    ids, labels = TokenBatches(dataset, pad_id(model), "cpu").gather(torch.tensor([1, -1, 2]))
+    ids, labels = TokenBatches(dataset, model.pad_id, "cpu").gather(torch.tensor([1, -1, 2]))
     assert ids.shape == labels.shape == (3, 64)
     assert labels[0].tolist() == [*dataset[1]["input_ids"], *[-100] * 61]
     assert (labels[1] == -100).all()
@@ -45,10 +45,10 @@ def test_gathered_batches_mark_padding_in_the_labels(model, tmp_path):
 
 
 def test_large_token_ids_survive_the_signed_view(model, tmp_path):
-    model.tokenizer.add_tokens([f"word{i}" for i in range(40_000)])
+    model.gpt.resize_token_embeddings(40_001)
     row = {"token_ids": [40_000, 32_768, 32_767], "label": "Python"}
     dataset = SrcCodeDataset(write_rows(tmp_path / "x.jsonl", [row]), model)
-    ids, _ = TokenBatches(dataset, pad_id(model), "cpu").gather(torch.tensor([0]))
+    ids, _ = TokenBatches(dataset, model.pad_id, "cpu").gather(torch.tensor([0]))
     assert ids[0, 1:4].tolist() == row["token_ids"]
 
 

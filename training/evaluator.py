@@ -1,6 +1,7 @@
 """SingleCLMEvaluator: loss, perplexity, bits per byte and accuracy of a model on a dataset."""
 
 import math
+import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -8,6 +9,9 @@ if TYPE_CHECKING:
 
     from data import SrcCodeDataset
     from model import GPTSingleHead
+
+
+BYTE = re.compile("<0x[0-9A-F]{2}>")  # how SentencePiece spells a byte of a character that it has no token for
 
 
 class SingleCLMEvaluator:
@@ -55,12 +59,12 @@ class SingleCLMEvaluator:
         import torch
 
         from common.devices import autocast, choose_dtype
-        from data import TokenBatches, pad_id
+        from data import TokenBatches
         from training.processes import all_sum, rank, world_size
 
         device = model.device
         dtype = choose_dtype(self.precision, device)
-        batches = TokenBatches(self.dataset, pad_id(model), device)
+        batches = TokenBatches(self.dataset, model.pad_id, device)
         rows = torch.randperm(len(batches), generator=torch.Generator().manual_seed(0))
         rows = rows[: self.windows or None].to(device)
         # Longest first: a batch is as wide as its first row, so that next to no padding is computed.
@@ -114,14 +118,18 @@ def fitting_windows(model: "GPTSingleHead", length: int) -> int:
 
 
 def token_bytes(model: "GPTSingleHead") -> "torch.Tensor":
-    """Bytes of text that each token id stands for, [vocabulary] int64; 0 for control words."""
+    """Bytes of text that each token id stands for, inside a text; [vocabulary] int64, 0 for control words."""
     import torch
 
-    tokenizer = model.tokenizer
-    special = set(tokenizer.all_special_ids)
-    words = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
-    if "ByteLevel" in str(tokenizer.backend_tokenizer.decoder):  # there, one character of a token is one byte
-        sizes = [len(word) for word in words]
-    else:
-        sizes = [len(tokenizer.decode([i]).encode()) for i in range(len(words))]
-    return torch.tensor([0 if i in special else size for i, size in enumerate(sizes)])
+    tokenizer = model.tokenizer.backend_tokenizer
+    words = {token: word for word, token in tokenizer.get_vocab().items()}
+    if "ByteLevel" in str(tokenizer.decoder):  # there, one character of a token is one byte
+        sizes = {token: len(word) for token, word in words.items()}
+    else:  # others may drop a space where a text begins, so each token is read behind another one
+        first = tokenizer.encode("x", add_special_tokens=False).ids
+        texts = tokenizer.decode_batch([[*first, token] for token in words], skip_special_tokens=False)
+        before = len(tokenizer.decode(first, skip_special_tokens=False).encode())
+        sizes = {token: len(text.encode()) - before for token, text in zip(words, texts, strict=True)}
+        sizes |= {token: 1 for token, word in words.items() if BYTE.fullmatch(word)}  # of a character in several
+    sizes |= dict.fromkeys(model.tokenizer.all_special_ids, 0)
+    return torch.tensor([sizes.get(token, 0) for token in range(model.vocabulary_size)])

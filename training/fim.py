@@ -16,7 +16,7 @@ from common.command import InputError
 from common.devices import autocast
 from common.fim_words import FAMILIES, FimWords, known_fim_words
 from common.loss import IGNORED
-from data import SrcCodeDataset, TokenBatches, pad_id
+from data import SrcCodeDataset, TokenBatches
 from training.processes import all_sum, rank, world_size
 
 if TYPE_CHECKING:
@@ -50,11 +50,14 @@ def learn_fim_words(model: "GPTSingleHead") -> FimWords:
     """The model's own marker words if it knows a family's, else StarCoder's, added to it.
 
     Raises:
-        InputError: a tokenizer that does not give a text back as it was, as those of SentencePiece's kind.
+        InputError: a tokenizer that does not give a text back as it was, as those of SentencePiece's kind, or that has
+            no word for the end of a text.
     """
     tokenizer = model.tokenizer.backend_tokenizer
     if tokenizer.decode(tokenizer.encode(PROBE, add_special_tokens=False).ids) != PROBE:
         raise InputError("--fim_rate needs a byte-level tokenizer, whose tokens spell a text exactly; leave it out")
+    if model.eos_token_id is None:
+        raise InputError("--fim_rate needs a tokenizer with a word for the end of a text (eos_token); leave it out")
     words = known_fim_words(tokenizer.token_to_id)
     if words is None:
         words = FAMILIES[0]
@@ -69,7 +72,6 @@ def fim_rows(
     seed: int,
     epoch: int,
     wanted: np.ndarray | None = None,
-    head: int = 1,
 ) -> FimRows:
     """Cut about `rate` of the rows in three. Which and where depends on seed, epoch and row alone.
 
@@ -79,13 +81,12 @@ def fim_rows(
 
     Args:
         wanted: row numbers that will be read, in any order; the others need not be cut.
-        head: tokens in front of each row's text, which stay there.
     """
     tokenizer = model.tokenizer.backend_tokenizer
     tokenizer.encode_special_tokens = True  # words of control in a text are ordinary text
     words = known_fim_words(tokenizer.token_to_id)
     markers = tuple(tokenizer.token_to_id(word) for word in words)
-    eos = model.tokenizer.eos_token_id
+    eos, head = model.eos_token_id, dataset.head_length
     draws = np.random.default_rng([seed, epoch]).random((len(dataset), 4))
     rows = FimRows(np.array(dataset.tokens), np.array(dataset.lengths), np.zeros(len(dataset), np.int32))
     wanted = np.arange(len(dataset)) if wanted is None else wanted[wanted >= 0]
@@ -101,7 +102,7 @@ def fim_rows(
         for k, i in enumerate(numbers):
             parts = [encoding.ids for encoding in encodings[3 * k : 3 * k + 3]]
             if "\ufffd" not in texts[k]:
-                _arrange(rows, i, head, parts, markers, eos, suffix_first=draws[i, 3] < 0.5, pad=pad_id(model))
+                _arrange(rows, i, head, parts, markers, eos, suffix_first=draws[i, 3] < 0.5, pad=model.pad_id)
     return rows
 
 
@@ -158,7 +159,7 @@ class FimEpochs:
         self._start(epoch)
         rows = self._ahead.pop(epoch).result()
         self._start(epoch + 1)
-        return TokenBatches(rows, pad_id(self._model), self._model.device)
+        return TokenBatches(rows, self._model.pad_id, self._model.device)
 
     def _start(self, epoch: int) -> None:
         if epoch not in self._ahead:
@@ -181,7 +182,7 @@ class MiddleEvaluator:
         numbers = np.flatnonzero(self._rows.middles)
         chosen = np.random.default_rng(0).permutation(numbers)[:DEV_WINDOWS]
         self._numbers = torch.from_numpy(np.sort(chosen))
-        self._batches = TokenBatches(self._rows, pad_id(model), model.device)
+        self._batches = TokenBatches(self._rows, model.pad_id, model.device)
 
     @torch.inference_mode()
     def __call__(self, model: "GPTSingleHead", batch_size: int, dtype: torch.dtype) -> float:
