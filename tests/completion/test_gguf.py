@@ -178,25 +178,30 @@ def tokenize(server: xllamacpp.Server, text: str, add_special: bool = False) -> 
     return json.loads(connection.getresponse().read())["tokens"]
 
 
-def differences(model: torch.nn.Module, path: Path, tokens: int = 64) -> np.ndarray:
-    """|log-probability by llama.cpp - by transformers| of tokens that llama.cpp draws, in nats.
+PROMPT = "def wrap(text, width=70):\n"
 
-    Only ASCII is drawn: of several tokens that make up a character, llama.cpp names the last one alone.
-    """
-    tokenizer = Tokenizer.from_file(str(path.parent / "model" / "tokenizer.json"))
-    ascii_ids = {id for id in range(tokenizer.get_vocab_size()) if tokenizer.decode([id]).isascii()} - {0}
-    prompt = tokenizer.encode("def wrap(text, width=70):\n", add_special_tokens=False).ids
+
+def differences(model: torch.nn.Module, path: Path, tokenizer: Tokenizer, **options: object) -> np.ndarray:
+    """|log-probability by llama.cpp - by transformers| of 64 tokens that llama.cpp draws, in nats."""
+    prompt = tokenizer.encode(PROMPT, add_special_tokens=False).ids
     drawn = serve(path).handle_completions(
-        {"prompt": prompt, "max_tokens": tokens, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
-        | {"logprobs": 1, "seed": 3, "logit_bias": [[id, False] for id in range(544) if id not in ascii_ids]}
+        {"prompt": prompt, "max_tokens": 64, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
+        | {"logprobs": 1, "seed": 3, "ignore_eos": True, **options}
     )
     content = drawn["choices"][0]["logprobs"]["content"]
     new = [entry["id"] for entry in content]
-    assert len(new) == tokens
+    assert len(new) == 64
     with torch.no_grad():
         logits = model(torch.tensor([prompt + new])).logits[0, len(prompt) - 1 : -1]
-    expected = torch.log_softmax(logits, -1)[torch.arange(tokens), new]
+    expected = torch.log_softmax(logits, -1)[torch.arange(64), new]
     return np.abs(np.array([entry["logprob"] for entry in content]) - expected.numpy())
+
+
+def random_differences(model: torch.nn.Module, path: Path, tokenizer: Tokenizer) -> np.ndarray:
+    """`differences` of ASCII: of several tokens that make up a character, llama.cpp names the last one alone."""
+    ids = {id for id in range(tokenizer.get_vocab_size()) if tokenizer.decode([id]).isascii()}
+    others = [[id, False] for id in range(model.config.vocab_size) if id not in ids]
+    return differences(model, path, tokenizer, logit_bias=others)
 
 
 @pytest.fixture(scope="module")
@@ -209,10 +214,28 @@ def test_log_probabilities_are_those_of_transformers(name, gpt2_tokenizer, tmp_p
     model = save_model(tmp_path / "model", MODELS[name], gpt2_tokenizer)
     convert(tmp_path / "model", tmp_path / "f16.gguf", "f16")
     convert(tmp_path / "model", tmp_path / "q8_0.gguf", "q8_0")
-    f, q = differences(model, tmp_path / "f16.gguf"), differences(model, tmp_path / "q8_0.gguf")
+    f, q = (random_differences(model, tmp_path / f"{kind}.gguf", gpt2_tokenizer) for kind in ("f16", "q8_0"))
     assert f.max() < 0.02
     assert q.mean() < 0.05
     assert (tmp_path / "q8_0.gguf").stat().st_size < (tmp_path / "f16.gguf").stat().st_size or "40" in name
+
+
+# The embedded model, and those in the folder that the environment names
+REAL = [ROOT / "pretrained" / "tiny"]
+if "AUTOCODER_TEST_MODELS" in os.environ:
+    REAL += sorted(path.parent for path in Path(os.environ["AUTOCODER_TEST_MODELS"]).glob("*/config.json"))
+
+
+@pytest.mark.parametrize("folder", REAL, ids=lambda folder: folder.name)
+def test_real_models(folder, tmp_path):
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    for kind in ("f16", "q8_0"):
+        path = tmp_path / f"{kind}.gguf"
+        assert convert(folder, path, kind).difference is None
+        found = differences(model, path, tokenizer, temperature=0.2)
+        assert found.max() < 0.02 if kind == "f16" else found.mean() < 0.05
+    assert tokenize(serve(path), TEXT) == tokenizer.encode(TEXT).ids
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -220,7 +243,7 @@ def test_half_precision_in_several_files(dtype, gpt2_tokenizer, tmp_path):
     model = save_model(tmp_path / "model", LLAMA, gpt2_tokenizer, dtype=dtype, max_shard_size="200KB")
     assert len(list((tmp_path / "model").glob("*.safetensors"))) > 1
     convert(tmp_path / "model", tmp_path / "f16.gguf", "f16")
-    assert differences(model, tmp_path / "f16.gguf").max() < 0.02
+    assert random_differences(model, tmp_path / "f16.gguf", gpt2_tokenizer).max() < 0.02
 
 
 @pytest.mark.parametrize("scaling", [LINEAR, YARN, LLAMA31])
@@ -252,7 +275,7 @@ def test_sentence_piece(tmp_path):
     (tmp_path / "model" / "tokenizer_config.json").write_text('{"bos_token": "<s>", "eos_token": {"content": "</s>"}}')
     vocabulary = convert(tmp_path / "model", tmp_path / "f16.gguf", "f16")
     assert vocabulary.difference is None
-    assert differences(model, tmp_path / "f16.gguf").max() < 0.02
+    assert random_differences(model, tmp_path / "f16.gguf", tokenizer).max() < 0.02
     assert tokenize(serve(tmp_path / "f16.gguf"), TEXT, add_special=True) == tokenizer.encode(TEXT).ids
 
 
@@ -293,7 +316,7 @@ def test_unknown_split_is_said(gpt2_tokenizer, tmp_path):
     vocabulary = convert(tmp_path / "model", tmp_path / "f16.gguf", "f16")
     assert vocabulary.split is None
     assert "cuts texts" in vocabulary.difference
-    assert differences(model, tmp_path / "f16.gguf").max() < 0.02
+    assert random_differences(model, tmp_path / "f16.gguf", tokenizer).max() < 0.02
 
 
 UNKNOWN = {
