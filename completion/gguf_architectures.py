@@ -145,9 +145,10 @@ def _heads(config: dict[str, Any]) -> tuple[int, int, int]:
     """Query heads, key-value heads, and the width of one."""
     heads = config["num_attention_heads"]
     kv_heads = config.get("num_key_value_heads") or heads
-    if heads % kv_heads:  # llama.cpp would abort
-        raise CannotConvert(f"its {heads} attention heads cannot share {kv_heads} keys")
-    return heads, kv_heads, config.get("head_dim") or config["hidden_size"] // heads
+    size = config.get("head_dim") or config["hidden_size"] // heads
+    if heads % kv_heads or size % 2:  # llama.cpp would abort
+        raise CannotConvert(f"its attention has {heads} heads of {size} numbers for {kv_heads} keys")
+    return heads, kv_heads, size
 
 
 def _neighbours(heads: int, size: int) -> np.ndarray:

@@ -142,17 +142,21 @@ def _stored(folder: Path) -> dict[str, Tensor]:
 
 def _tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
     """The tensors of one safetensors file: 8 bytes with the length of a JSON header, the header, the numbers."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            start = 8 + int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(min(start - 8, size)))
+    except (FileNotFoundError, ValueError):
+        raise CannotConvert(f"its {path.name} is missing or damaged") from None
+    header.pop("__metadata__", None)
+    if any(start + entry["data_offsets"][1] > size for entry in header.values()):
+        raise CannotConvert(f"its {path.name} ends too early")
     for name, entry in header.items():
-        if name == "__metadata__":
-            continue
         if entry["dtype"] not in DTYPES:
             raise CannotConvert(f"its tensor {name} holds {entry['dtype']} numbers")
-        shape, offset = tuple(entry["shape"]), 8 + length + entry["data_offsets"][0]
-        read = functools.partial(np.memmap, path, DTYPES[entry["dtype"]], "r", offset, shape)
-        yield name, Tensor(shape, read)
+        shape, offset = tuple(entry["shape"]), start + entry["data_offsets"][0]
+        yield name, Tensor(shape, functools.partial(np.memmap, path, DTYPES[entry["dtype"]], "r", offset, shape))
 
 
 def _float32(values: np.ndarray) -> np.ndarray:

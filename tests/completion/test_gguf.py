@@ -269,14 +269,27 @@ def test_llama_cpp_cuts_texts_as_the_tokenizer_does(name, tmp_path):
     assert tokenize(serve(tmp_path / "model.gguf"), TEXT) == tokenizer.encode(TEXT).ids
 
 
-def test_sentence_piece(tmp_path):
-    tokenizer = sentence_piece()
-    model = save_model(tmp_path / "model", LLAMA, tokenizer)
+def unigram() -> Tokenizer:
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=False)
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme="always", split=False)
+    trainer = trainers.UnigramTrainer(
+        vocab_size=300, special_tokens=["<unk>", "<s>", "</s>"], unk_token="<unk>", show_progress=False
+    )
+    tokenizer.train_from_iterator(TEXT.splitlines(), trainer)
+    return tokenizer
+
+
+@pytest.mark.parametrize("make", [sentence_piece, unigram])
+def test_sentence_piece(make, tmp_path):
+    tokenizer = make()
+    model = save_model(tmp_path / "model", LLAMA, tokenizer, rows=640)
     (tmp_path / "model" / "tokenizer_config.json").write_text('{"bos_token": "<s>", "eos_token": {"content": "</s>"}}')
     vocabulary = convert(tmp_path / "model", tmp_path / "f16.gguf", "f16")
     assert vocabulary.difference is None
     assert random_differences(model, tmp_path / "f16.gguf", tokenizer).max() < 0.02
-    assert tokenize(serve(tmp_path / "f16.gguf"), TEXT, add_special=True) == tokenizer.encode(TEXT).ids
+    text = TEXT if make is sentence_piece else TEXT.replace("\n", " ")
+    assert tokenize(serve(tmp_path / "f16.gguf"), text, add_special=True) == tokenizer.encode(text).ids
 
 
 def metadata(path: Path) -> dict:
@@ -347,7 +360,7 @@ UNKNOWN_ROTARY = {
     "attention factor": ({"rope_parameters": {**YARN, "attention_factor": 2.0}}, "attention_factor"),
     "window": ({"model_type": "qwen2", "use_sliding_window": True}, "use_sliding_window"),
     "activation": ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
-    "heads": ({"num_key_value_heads": 3}, "cannot share"),
+    "heads": ({"num_key_value_heads": 3}, "for 3 keys"),
 }
 
 
@@ -361,6 +374,22 @@ def test_what_is_not_certain_of_llama_is_refused(name, gpt2_tokenizer, tmp_path)
         convert(tmp_path, tmp_path / "model.gguf")
 
 
+def test_starcoder2_has_the_context_of_one_window(gpt2_tokenizer, tmp_path):
+    save_model(tmp_path / "model", {**ROTARY, "model_type": "starcoder2", "sliding_window": 48}, gpt2_tokenizer)
+    convert(tmp_path / "model", tmp_path / "model.gguf")
+    assert metadata(tmp_path / "model.gguf")["starcoder2.context_length"] == 48
+
+
+def test_damaged_weights_are_refused(gpt2_tokenizer, tmp_path):
+    save_model(tmp_path, GPT2, gpt2_tokenizer)
+    weights = tmp_path / "model.safetensors"
+    whole = weights.read_bytes()
+    for damaged in (whole[:-1000], whole[:100], b"", b"\xff" * 100):
+        weights.write_bytes(damaged)
+        with pytest.raises(CannotConvert, match=r"model\.safetensors"):
+            convert(tmp_path, tmp_path / "model.gguf")
+
+
 def test_values_beyond_16_bits_and_unknown_decoders_are_refused(gpt2_tokenizer, tmp_path):
     model = save_model(tmp_path, GPT2, gpt2_tokenizer)
     with torch.no_grad():
@@ -371,7 +400,7 @@ def test_values_beyond_16_bits_and_unknown_decoders_are_refused(gpt2_tokenizer, 
     tokenizer = Tokenizer.from_str(gpt2_tokenizer.to_str())
     tokenizer.decoder = decoders.WordPiece()
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(CannotConvert, match="decoder is WordPiece"):
+    with pytest.raises(CannotConvert, match="the decoder WordPiece"):
         convert(tmp_path, tmp_path / "model.gguf")
     (tmp_path / "tokenizer.json").unlink()
     with pytest.raises(CannotConvert, match="no readable tokenizer"):
