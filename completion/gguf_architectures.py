@@ -61,6 +61,8 @@ def describe_model(config: dict[str, Any], writer_for: Callable[[str], GGUFWrite
         layout = describe(defaults | config, writer, arch)
     except KeyError as missing:
         raise CannotConvert(f"its config.json has no {missing}") from None
+    except TypeError as error:
+        raise CannotConvert(f"its config.json has a value of the wrong kind ({error})") from None
     writer.add_vocab_size(layout.vocabulary)
     return writer, layout
 

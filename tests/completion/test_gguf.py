@@ -340,6 +340,7 @@ UNKNOWN = {
     "vocab_size": (499, "the id 499"),
     "n_layer": (1, "tensor transformer.h.1."),
     "tie_word_embeddings": (False, "no output layer"),
+    "n_head": (None, "wrong kind"),
 }
 
 
@@ -378,6 +379,14 @@ def test_starcoder2_has_the_context_of_one_window(gpt2_tokenizer, tmp_path):
     save_model(tmp_path / "model", {**ROTARY, "model_type": "starcoder2", "sliding_window": 48}, gpt2_tokenizer)
     convert(tmp_path / "model", tmp_path / "model.gguf")
     assert metadata(tmp_path / "model.gguf")["starcoder2.context_length"] == 48
+
+
+def test_an_output_layer_that_should_be_tied_is_refused(gpt2_tokenizer, tmp_path):
+    save_model(tmp_path, {**LLAMA, "tie_word_embeddings": False}, gpt2_tokenizer)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
+    with pytest.raises(CannotConvert, match="output layer of its own"):
+        convert(tmp_path, tmp_path / "model.gguf")
 
 
 def test_damaged_weights_are_refused(gpt2_tokenizer, tmp_path):
