@@ -9,12 +9,10 @@ from typing import Any
 import numpy as np
 from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, GGUFWriter, RopeScalingType
 
+from completion.gguf_errors import CannotConvert
+
 # llama.cpp computes every GELU by the tanh formula; it differs from the exact one by at most 0.0005.
 GELU = {"gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh"}
-
-
-class CannotConvert(Exception):
-    """This model has no certain GGUF form. The message is one line that says why."""
 
 
 @dataclass

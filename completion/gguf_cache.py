@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from common.files import atomic_write
-from completion.gguf_architectures import CannotConvert
+from completion.gguf_errors import CannotConvert
 
 LIMIT = 8 * 1024**3  # bytes of all kept files; those unused for longest go first
 SOURCES = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")  # and the safetensors

@@ -16,7 +16,8 @@ import gguf
 import numpy as np
 
 from common.files import atomic_write
-from completion.gguf_architectures import CannotConvert, Layout, describe_model
+from completion.gguf_architectures import Layout, describe_model
+from completion.gguf_errors import CannotConvert
 from completion.gguf_vocabulary import Vocabulary, add_vocabulary
 
 Kind = Literal["q8_0", "f16"]

@@ -9,7 +9,7 @@ from typing import Any
 import gguf
 from gguf import GGUFWriter, TokenType
 
-from completion.gguf_architectures import CannotConvert
+from completion.gguf_errors import CannotConvert
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 LLAMA3 = (

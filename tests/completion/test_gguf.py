@@ -22,7 +22,7 @@ import gguf  # noqa: E402
 
 from common.command import InputError  # noqa: E402
 from completion import export_gguf, gguf_cache  # noqa: E402
-from completion.gguf_architectures import CannotConvert  # noqa: E402
+from completion.gguf_errors import CannotConvert  # noqa: E402
 from completion.gguf_file import convert  # noqa: E402
 from completion.gguf_vocabulary import LLAMA3  # noqa: E402
 
@@ -476,6 +476,8 @@ def test_two_processes_at_once_without_torch(gpt2_tokenizer, cache, tmp_path):
     assert [process.returncode for process in running] == [0, 0], said
     assert said[0] == said[1]
     assert len(list(cache.glob("*.gguf*"))) == 1
+    command[2] = code.replace("'torch'", "'gguf', 'numpy', 'torch'")  # a second answer needs no converter either
+    assert subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout == said[0][0]
 
 
 def test_export_command(gpt2_tokenizer, tmp_path, capsys):
