@@ -26,7 +26,7 @@ class ExportConfig:
 def main(argv: list[str] | None = None) -> None:
     config = parse_flags(ExportConfig, __doc__, argv)
     from common.model_files import find_pretrained
-    from completion.gguf_architectures import CannotConvert
+    from completion.gguf_errors import CannotConvert
     from completion.gguf_file import convert
 
     folder, output = find_pretrained(config.model_path), Path(config.output)

@@ -9,12 +9,10 @@ from typing import Any
 import numpy as np
 from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, GGUFWriter, RopeScalingType
 
+from completion.gguf_errors import CannotConvert
+
 # llama.cpp computes every GELU by the tanh formula; it differs from the exact one by at most 0.0005.
 GELU = {"gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh"}
-
-
-class CannotConvert(Exception):
-    """This model has no certain GGUF form. The message is one line that says why."""
 
 
 @dataclass
@@ -61,6 +59,8 @@ def describe_model(config: dict[str, Any], writer_for: Callable[[str], GGUFWrite
         layout = describe(defaults | config, writer, arch)
     except KeyError as missing:
         raise CannotConvert(f"its config.json has no {missing}") from None
+    except TypeError as error:
+        raise CannotConvert(f"its config.json has a value of the wrong kind ({error})") from None
     writer.add_vocab_size(layout.vocabulary)
     return writer, layout
 
@@ -145,9 +145,10 @@ def _heads(config: dict[str, Any]) -> tuple[int, int, int]:
     """Query heads, key-value heads, and the width of one."""
     heads = config["num_attention_heads"]
     kv_heads = config.get("num_key_value_heads") or heads
-    if heads % kv_heads:  # llama.cpp would abort
-        raise CannotConvert(f"its {heads} attention heads cannot share {kv_heads} keys")
-    return heads, kv_heads, config.get("head_dim") or config["hidden_size"] // heads
+    size = config.get("head_dim") or config["hidden_size"] // heads
+    if heads % kv_heads or size % 2:  # llama.cpp would abort
+        raise CannotConvert(f"its attention has {heads} heads of {size} numbers for {kv_heads} keys")
+    return heads, kv_heads, size
 
 
 def _neighbours(heads: int, size: int) -> np.ndarray:

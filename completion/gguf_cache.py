@@ -11,9 +11,10 @@ import tempfile
 from pathlib import Path
 
 from common.files import atomic_write
-from completion.gguf_architectures import CannotConvert
+from completion.gguf_errors import CannotConvert
 
 LIMIT = 8 * 1024**3  # bytes of all kept files; those unused for longest go first
+SOURCES = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")  # and the safetensors
 CONVERTER = ("gguf_architectures.py", "gguf_file.py", "gguf_vocabulary.py")
 
 
@@ -26,7 +27,7 @@ def converted(folder: Path, kind: str = "q8_0") -> Path:
     Args:
         kind: as `convert`'s.
     Raises:
-        CannotConvert: as `convert`, or there is no room for the file anywhere.
+        CannotConvert: as `convert`, or the file can be written nowhere.
     """
     try:
         cache = cache_folder()
@@ -36,7 +37,7 @@ def converted(folder: Path, kind: str = "q8_0") -> Path:
         try:
             return _kept(folder, kind, _temporary_folder())
         except OSError as error:
-            raise CannotConvert(f"there is no room for its converted form ({error.strerror or error})") from None
+            raise CannotConvert(f"its converted form cannot be written ({error.strerror or error})") from None
 
 
 def cache_folder() -> Path:
@@ -79,8 +80,8 @@ def _content(folder: Path, cache: Path) -> str:
     Reading a large model takes seconds, so what was read is noted with the files' identities, times and sizes. The
     time of a file's last change (ctime) cannot be set back, unlike that of its content.
     """
-    sources = [folder / name for name in ("config.json", "tokenizer.json", "tokenizer_config.json")]
-    files = [path for path in [*sources, *sorted(folder.glob("*.safetensors*"))] if path.is_file()]
+    files = [folder / name for name in SOURCES if (folder / name).is_file()]
+    files += sorted(folder.glob("*.safetensors*"))
     files += [Path(__file__).with_name(name) for name in CONVERTER]
     marks = [[path.name, *_marks(path)] for path in files]
     note = cache / f"{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:32]}.json"

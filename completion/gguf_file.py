@@ -16,7 +16,8 @@ import gguf
 import numpy as np
 
 from common.files import atomic_write
-from completion.gguf_architectures import CannotConvert, Layout, describe_model
+from completion.gguf_architectures import Layout, describe_model
+from completion.gguf_errors import CannotConvert
 from completion.gguf_vocabulary import Vocabulary, add_vocabulary
 
 Kind = Literal["q8_0", "f16"]
@@ -107,19 +108,27 @@ def _check_range(name: str, values: np.ndarray) -> None:
 def _renamed(stored: dict[str, Tensor], layout: Layout) -> Iterator[tuple[str, Tensor]]:
     """Each tensor under llama.cpp's name, laid out as there."""
     names = gguf.get_tensor_name_map(layout.arch, layout.blocks)
+    heads = [tensor for name, tensor in stored.items() if name in OUTPUT_LAYER]
+    if not layout.tied and not heads:
+        raise CannotConvert("it has no output layer of its own, though config.json says so")
     for name, tensor in stored.items():
         if NOT_WEIGHTS.search(name) or (layout.tied and name in OUTPUT_LAYER):
             continue
         new_name = names.get_name(name, try_suffixes=(".weight", ".bias"))
         if new_name is None:
             raise CannotConvert(f"llama.cpp has no place for its tensor {name}")
+        if (
+            new_name == "token_embd.weight"
+            and layout.tied
+            and heads
+            and not np.array_equal(tensor.read(), heads[0].read())
+        ):
+            raise CannotConvert("it has an output layer of its own, though config.json says that it has not")
         if re.search(layout.transposed, name):
             tensor = _transposed(tensor)
         yield new_name, replace(tensor, rows=layout.row_order(name))
         if new_name == "token_embd.weight" and layout.tied and layout.copies_head:
             yield "output.weight", tensor
-    if not layout.tied and not any(name in stored for name in OUTPUT_LAYER):
-        raise CannotConvert("it has no output layer of its own, though config.json says so")
     for name, numbers in layout.extra.items():
         yield name, Tensor(numbers.shape, lambda numbers=numbers: numbers)
 
@@ -134,7 +143,10 @@ def _stored(folder: Path) -> dict[str, Tensor]:
     if (folder / "model.safetensors").is_file():
         files = ["model.safetensors"]
     elif index.is_file():
-        files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        try:
+            files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError):
+            raise CannotConvert(f"its {index.name} is damaged") from None
     else:
         raise CannotConvert("it has no model.safetensors")
     return {name: tensor for file in files for name, tensor in _tensors(folder / file)}
@@ -142,17 +154,21 @@ def _stored(folder: Path) -> dict[str, Tensor]:
 
 def _tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
     """The tensors of one safetensors file: 8 bytes with the length of a JSON header, the header, the numbers."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            start = 8 + int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(min(start - 8, size)))
+    except (FileNotFoundError, ValueError):
+        raise CannotConvert(f"its {path.name} is missing or damaged") from None
+    header.pop("__metadata__", None)
+    if any(start + entry["data_offsets"][1] > size for entry in header.values()):
+        raise CannotConvert(f"its {path.name} ends too early")
     for name, entry in header.items():
-        if name == "__metadata__":
-            continue
         if entry["dtype"] not in DTYPES:
             raise CannotConvert(f"its tensor {name} holds {entry['dtype']} numbers")
-        shape, offset = tuple(entry["shape"]), 8 + length + entry["data_offsets"][0]
-        read = functools.partial(np.memmap, path, DTYPES[entry["dtype"]], "r", offset, shape)
-        yield name, Tensor(shape, read)
+        shape, offset = tuple(entry["shape"]), start + entry["data_offsets"][0]
+        yield name, Tensor(shape, functools.partial(np.memmap, path, DTYPES[entry["dtype"]], "r", offset, shape))
 
 
 def _float32(values: np.ndarray) -> np.ndarray:

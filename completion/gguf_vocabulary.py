@@ -9,7 +9,7 @@ from typing import Any
 import gguf
 from gguf import GGUFWriter, TokenType
 
-from completion.gguf_architectures import CannotConvert
+from completion.gguf_errors import CannotConvert
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 LLAMA3 = (
@@ -63,26 +63,24 @@ def add_vocabulary(writer: GGUFWriter, folder: Path, config: dict[str, Any]) -> 
         CannotConvert: there is no tokenizer.json, or llama.cpp would turn its ids into another text.
     """
     try:
-        tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        text = (folder / "tokenizer.json").read_text(encoding="utf-8")
+        tokenizer = json.loads(text)
     except (FileNotFoundError, ValueError):
         raise CannotConvert("it has no readable tokenizer.json") from None
     model = tokenizer["model"]
-    if model["type"] != "BPE":
-        raise CannotConvert(f"its tokenizer is of the kind {model['type']}")
     if model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
         raise CannotConvert("its tokenizer marks the parts of words")
     tokens, types = _tokens(tokenizer, config["vocab_size"])
-    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
-    decoders = _parts(tokenizer["decoder"], "decoders")
-    if [part["type"] for part in decoders] == ["ByteLevel"]:
-        vocabulary = _byte_level(writer, tokenizer, merges)
-    elif model.get("byte_fallback") and {"Replace", "ByteFallback"} <= {part["type"] for part in decoders}:
+    decoders = [part["type"] for part in _parts(tokenizer["decoder"], "decoders")]
+    if model["type"] == "BPE" and decoders == ["ByteLevel"]:
+        vocabulary = _byte_level(writer, tokenizer)
+    elif model["type"] in ("BPE", "Unigram") and (decoders == ["Metaspace"] or "Replace" in decoders):
         vocabulary = _sentence_piece(writer, tokenizer, tokens, types)
     else:
-        raise CannotConvert(f"its tokenizer's decoder is {'+'.join(part['type'] for part in decoders) or 'none'}")
+        raise CannotConvert(f"its tokenizer is {model['type']} with the decoder {'+'.join(decoders) or 'none'}")
     writer.add_token_list(tokens)
     writer.add_token_types(types)
-    _special_ids(writer, folder, config, tokenizer, tokens)
+    _special_ids(writer, folder, config, tokens, _put_before(text))
     return vocabulary
 
 
@@ -94,7 +92,12 @@ def _parts(component: dict[str, Any] | None, key: str) -> list[dict[str, Any]]:
 
 def _tokens(tokenizer: dict[str, Any], rows: int) -> tuple[list[str], list[int]]:
     """The text and the type of every row of the embedding."""
-    texts = {id: text for text, id in tokenizer["model"]["vocab"].items()}
+    words = tokenizer["model"]["vocab"]  # {text: id}, or Unigram's [(text, score), ...]
+    texts = (
+        {id: text for text, id in words.items()}
+        if isinstance(words, dict)
+        else {id: text for id, (text, _) in enumerate(words)}
+    )
     types = dict.fromkeys(texts, TokenType.NORMAL)
     for added in tokenizer["added_tokens"]:
         texts[added["id"]] = added["content"]
@@ -107,11 +110,12 @@ def _tokens(tokenizer: dict[str, Any], rows: int) -> tuple[list[str], list[int]]
     return tokens, [int(types.get(id, TokenType.UNUSED)) for id in range(rows)]
 
 
-def _byte_level(writer: GGUFWriter, tokenizer: dict[str, Any], merges: list[str]) -> Vocabulary:
+def _byte_level(writer: GGUFWriter, tokenizer: dict[str, Any]) -> Vocabulary:
     split = SPLITS.get((_split(tokenizer["pre_tokenizer"]), bool(tokenizer["model"].get("ignore_merges"))))
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(split or "default")
-    writer.add_token_merges(merges)
+    merges = tokenizer["model"]["merges"]  # "a b", or since tokenizers 0.20 ["a", "b"]
+    writer.add_token_merges([pair if isinstance(pair, str) else " ".join(pair) for pair in merges])
     normalizers = [part["type"] for part in _parts(tokenizer.get("normalizer"), "normalizers")]
     if split is None:
         return Vocabulary(None, "llama.cpp has no name for the way in which its tokenizer cuts texts into words")
@@ -137,33 +141,48 @@ def _split(pre_tokenizer: dict[str, Any] | None) -> tuple[str, ...] | None:
 
 
 def _sentence_piece(writer: GGUFWriter, tokenizer: dict[str, Any], tokens: list[str], types: list[int]) -> Vocabulary:
-    """Llama's kind: blanks are ▁, unknown characters bytes, and llama.cpp merges the pair whose score is highest."""
+    """SentencePiece's kinds: blanks are ▁, and a character without a token is its bytes."""
     model = tokenizer["model"]
-    rank: dict[str, int] = {}
-    for number, merge in enumerate(model["merges"]):
-        pair = merge.split(" ") if isinstance(merge, str) else merge
-        rank.setdefault("".join(pair), number)
     for id, text in enumerate(tokens):
         if types[id] == TokenType.NORMAL and BYTE.fullmatch(text):
             types[id] = int(TokenType.BYTE)
-    if (unknown := model["vocab"].get(model.get("unk_token"))) is not None:
+    if model["type"] == "Unigram":
+        writer.add_tokenizer_model("t5")
+        unknown = model.get("unk_id")
+        scores = [score for _, score in model["vocab"]]
+        scores += [0.0] * (len(tokens) - len(scores))
+    else:  # llama.cpp merges the pair whose token has the highest score
+        writer.add_tokenizer_model("llama")
+        unknown = model["vocab"].get(model.get("unk_token"))
+        rank: dict[str, int] = {}
+        for number, merge in enumerate(model["merges"]):
+            rank.setdefault("".join(merge.split(" ") if isinstance(merge, str) else merge), number)
+        scores = [-float(rank.get(text, len(rank))) for text in tokens]
+    if unknown is not None:
         types[unknown] = int(TokenType.UNKNOWN)
         writer.add_unk_token_id(unknown)
-    writer.add_tokenizer_model("llama")
     writer.add_tokenizer_pre("default")
-    writer.add_token_scores([-float(rank.get(text, len(rank))) for text in tokens])
-    text = json.dumps([tokenizer.get("normalizer"), tokenizer.get("pre_tokenizer")])
-    prefix = "Prepend" in text or re.search('"prepend_scheme": "(first|always)"', text) is not None
-    writer.add_add_space_prefix(prefix)
+    writer.add_token_scores(scores)
+    normalizers = _parts(tokenizer.get("normalizer"), "normalizers")
+    cuts = _parts(tokenizer.get("pre_tokenizer"), "pretokenizers")
+    writer.add_add_space_prefix(
+        any(
+            part["type"] == "Prepend" or part.get("prepend_scheme") in ("first", "always")
+            for part in normalizers + cuts
+        )
+    )
     writer.add_remove_extra_whitespaces(False)
-    parts = [part["type"] for part in _parts(tokenizer.get("pre_tokenizer"), "pretokenizers")]
-    if parts not in ([], ["Metaspace"]):
-        return Vocabulary(None, f"llama.cpp does not cut texts first as its tokenizer does ({'+'.join(parts)})")
-    return Vocabulary("llama")
+    unlike = [part["type"] for part in normalizers if part["type"] not in ("Prepend", "Replace")]
+    unlike += [part["type"] for part in cuts if part["type"] != "Metaspace"]
+    if unlike:
+        return Vocabulary(
+            None, f"llama.cpp does not change or cut texts first as its tokenizer does ({'+'.join(unlike)})"
+        )
+    return Vocabulary("sentencepiece")
 
 
 def _special_ids(
-    writer: GGUFWriter, folder: Path, config: dict[str, Any], tokenizer: dict[str, Any], tokens: list[str]
+    writer: GGUFWriter, folder: Path, config: dict[str, Any], tokens: list[str], before: list[int]
 ) -> None:
     """Where a text begins and ends. What tokenizer_config.json names comes before what config.json numbers."""
     path = folder / "tokenizer_config.json"
@@ -184,14 +203,13 @@ def _special_ids(
     template = folder / "chat_template.jinja"
     if template.is_file():
         writer.add_chat_template(template.read_text(encoding="utf-8"))
-    before = _put_before(tokenizer)
     writer.add_add_bos_token("bos" in ids and before == [ids["bos"]])
     writer.add_add_eos_token(False)
 
 
-def _put_before(tokenizer: dict[str, Any]) -> list[int]:
-    """The ids that the tokenizer puts before a text."""
+def _put_before(tokenizer: str) -> list[int]:
+    """The ids that a tokenizer, as JSON, puts before a text."""
     from tokenizers import Tokenizer
 
-    made = Tokenizer.from_str(json.dumps(tokenizer))
+    made = Tokenizer.from_str(tokenizer)
     return made.encode("x").ids[: -len(made.encode("x", add_special_tokens=False).ids)]

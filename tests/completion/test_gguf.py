@@ -22,7 +22,7 @@ import gguf  # noqa: E402
 
 from common.command import InputError  # noqa: E402
 from completion import export_gguf, gguf_cache  # noqa: E402
-from completion.gguf_architectures import CannotConvert  # noqa: E402
+from completion.gguf_errors import CannotConvert  # noqa: E402
 from completion.gguf_file import convert  # noqa: E402
 from completion.gguf_vocabulary import LLAMA3  # noqa: E402
 
@@ -178,25 +178,30 @@ def tokenize(server: xllamacpp.Server, text: str, add_special: bool = False) -> 
     return json.loads(connection.getresponse().read())["tokens"]
 
 
-def differences(model: torch.nn.Module, path: Path, tokens: int = 64) -> np.ndarray:
-    """|log-probability by llama.cpp - by transformers| of tokens that llama.cpp draws, in nats.
+PROMPT = "def wrap(text, width=70):\n"
 
-    Only ASCII is drawn: of several tokens that make up a character, llama.cpp names the last one alone.
-    """
-    tokenizer = Tokenizer.from_file(str(path.parent / "model" / "tokenizer.json"))
-    ascii_ids = {id for id in range(tokenizer.get_vocab_size()) if tokenizer.decode([id]).isascii()} - {0}
-    prompt = tokenizer.encode("def wrap(text, width=70):\n", add_special_tokens=False).ids
+
+def differences(model: torch.nn.Module, path: Path, tokenizer: Tokenizer, **options: object) -> np.ndarray:
+    """|log-probability by llama.cpp - by transformers| of 64 tokens that llama.cpp draws, in nats."""
+    prompt = tokenizer.encode(PROMPT, add_special_tokens=False).ids
     drawn = serve(path).handle_completions(
-        {"prompt": prompt, "max_tokens": tokens, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
-        | {"logprobs": 1, "seed": 3, "logit_bias": [[id, False] for id in range(544) if id not in ascii_ids]}
+        {"prompt": prompt, "max_tokens": 64, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
+        | {"logprobs": 1, "seed": 3, "ignore_eos": True, **options}
     )
     content = drawn["choices"][0]["logprobs"]["content"]
     new = [entry["id"] for entry in content]
-    assert len(new) == tokens
+    assert len(new) == 64
     with torch.no_grad():
         logits = model(torch.tensor([prompt + new])).logits[0, len(prompt) - 1 : -1]
-    expected = torch.log_softmax(logits, -1)[torch.arange(tokens), new]
+    expected = torch.log_softmax(logits, -1)[torch.arange(64), new]
     return np.abs(np.array([entry["logprob"] for entry in content]) - expected.numpy())
+
+
+def random_differences(model: torch.nn.Module, path: Path, tokenizer: Tokenizer) -> np.ndarray:
+    """`differences` of ASCII: of several tokens that make up a character, llama.cpp names the last one alone."""
+    ids = {id for id in range(tokenizer.get_vocab_size()) if tokenizer.decode([id]).isascii()}
+    others = [[id, False] for id in range(model.config.vocab_size) if id not in ids]
+    return differences(model, path, tokenizer, logit_bias=others)
 
 
 @pytest.fixture(scope="module")
@@ -209,10 +214,28 @@ def test_log_probabilities_are_those_of_transformers(name, gpt2_tokenizer, tmp_p
     model = save_model(tmp_path / "model", MODELS[name], gpt2_tokenizer)
     convert(tmp_path / "model", tmp_path / "f16.gguf", "f16")
     convert(tmp_path / "model", tmp_path / "q8_0.gguf", "q8_0")
-    f, q = differences(model, tmp_path / "f16.gguf"), differences(model, tmp_path / "q8_0.gguf")
+    f, q = (random_differences(model, tmp_path / f"{kind}.gguf", gpt2_tokenizer) for kind in ("f16", "q8_0"))
     assert f.max() < 0.02
     assert q.mean() < 0.05
     assert (tmp_path / "q8_0.gguf").stat().st_size < (tmp_path / "f16.gguf").stat().st_size or "40" in name
+
+
+# The embedded model, and those in the folder that the environment names
+REAL = [ROOT / "pretrained" / "tiny"]
+if "AUTOCODER_TEST_MODELS" in os.environ:
+    REAL += sorted(path.parent for path in Path(os.environ["AUTOCODER_TEST_MODELS"]).glob("*/config.json"))
+
+
+@pytest.mark.parametrize("folder", REAL, ids=lambda folder: folder.name)
+def test_real_models(folder, tmp_path):
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    for kind in ("f16", "q8_0"):
+        path = tmp_path / f"{kind}.gguf"
+        assert convert(folder, path, kind).difference is None
+        found = differences(model, path, tokenizer, temperature=0.2)
+        assert found.max() < 0.02 if kind == "f16" else found.mean() < 0.05
+    assert tokenize(serve(path), TEXT) == tokenizer.encode(TEXT).ids
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -220,7 +243,7 @@ def test_half_precision_in_several_files(dtype, gpt2_tokenizer, tmp_path):
     model = save_model(tmp_path / "model", LLAMA, gpt2_tokenizer, dtype=dtype, max_shard_size="200KB")
     assert len(list((tmp_path / "model").glob("*.safetensors"))) > 1
     convert(tmp_path / "model", tmp_path / "f16.gguf", "f16")
-    assert differences(model, tmp_path / "f16.gguf").max() < 0.02
+    assert random_differences(model, tmp_path / "f16.gguf", gpt2_tokenizer).max() < 0.02
 
 
 @pytest.mark.parametrize("scaling", [LINEAR, YARN, LLAMA31])
@@ -246,14 +269,27 @@ def test_llama_cpp_cuts_texts_as_the_tokenizer_does(name, tmp_path):
     assert tokenize(serve(tmp_path / "model.gguf"), TEXT) == tokenizer.encode(TEXT).ids
 
 
-def test_sentence_piece(tmp_path):
-    tokenizer = sentence_piece()
-    model = save_model(tmp_path / "model", LLAMA, tokenizer)
+def unigram() -> Tokenizer:
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=False)
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme="always", split=False)
+    trainer = trainers.UnigramTrainer(
+        vocab_size=300, special_tokens=["<unk>", "<s>", "</s>"], unk_token="<unk>", show_progress=False
+    )
+    tokenizer.train_from_iterator(TEXT.splitlines(), trainer)
+    return tokenizer
+
+
+@pytest.mark.parametrize("make", [sentence_piece, unigram])
+def test_sentence_piece(make, tmp_path):
+    tokenizer = make()
+    model = save_model(tmp_path / "model", LLAMA, tokenizer, rows=640)
     (tmp_path / "model" / "tokenizer_config.json").write_text('{"bos_token": "<s>", "eos_token": {"content": "</s>"}}')
     vocabulary = convert(tmp_path / "model", tmp_path / "f16.gguf", "f16")
     assert vocabulary.difference is None
-    assert differences(model, tmp_path / "f16.gguf").max() < 0.02
-    assert tokenize(serve(tmp_path / "f16.gguf"), TEXT, add_special=True) == tokenizer.encode(TEXT).ids
+    assert random_differences(model, tmp_path / "f16.gguf", tokenizer).max() < 0.02
+    text = TEXT if make is sentence_piece else TEXT.replace("\n", " ")
+    assert tokenize(serve(tmp_path / "f16.gguf"), text, add_special=True) == tokenizer.encode(text).ids
 
 
 def metadata(path: Path) -> dict:
@@ -293,7 +329,7 @@ def test_unknown_split_is_said(gpt2_tokenizer, tmp_path):
     vocabulary = convert(tmp_path / "model", tmp_path / "f16.gguf", "f16")
     assert vocabulary.split is None
     assert "cuts texts" in vocabulary.difference
-    assert differences(model, tmp_path / "f16.gguf").max() < 0.02
+    assert random_differences(model, tmp_path / "f16.gguf", tokenizer).max() < 0.02
 
 
 UNKNOWN = {
@@ -304,6 +340,7 @@ UNKNOWN = {
     "vocab_size": (499, "the id 499"),
     "n_layer": (1, "tensor transformer.h.1."),
     "tie_word_embeddings": (False, "no output layer"),
+    "n_head": (None, "wrong kind"),
 }
 
 
@@ -324,7 +361,7 @@ UNKNOWN_ROTARY = {
     "attention factor": ({"rope_parameters": {**YARN, "attention_factor": 2.0}}, "attention_factor"),
     "window": ({"model_type": "qwen2", "use_sliding_window": True}, "use_sliding_window"),
     "activation": ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
-    "heads": ({"num_key_value_heads": 3}, "cannot share"),
+    "heads": ({"num_key_value_heads": 3}, "for 3 keys"),
 }
 
 
@@ -338,6 +375,30 @@ def test_what_is_not_certain_of_llama_is_refused(name, gpt2_tokenizer, tmp_path)
         convert(tmp_path, tmp_path / "model.gguf")
 
 
+def test_starcoder2_has_the_context_of_one_window(gpt2_tokenizer, tmp_path):
+    save_model(tmp_path / "model", {**ROTARY, "model_type": "starcoder2", "sliding_window": 48}, gpt2_tokenizer)
+    convert(tmp_path / "model", tmp_path / "model.gguf")
+    assert metadata(tmp_path / "model.gguf")["starcoder2.context_length"] == 48
+
+
+def test_an_output_layer_that_should_be_tied_is_refused(gpt2_tokenizer, tmp_path):
+    save_model(tmp_path, {**LLAMA, "tie_word_embeddings": False}, gpt2_tokenizer)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
+    with pytest.raises(CannotConvert, match="output layer of its own"):
+        convert(tmp_path, tmp_path / "model.gguf")
+
+
+def test_damaged_weights_are_refused(gpt2_tokenizer, tmp_path):
+    save_model(tmp_path, GPT2, gpt2_tokenizer)
+    weights = tmp_path / "model.safetensors"
+    whole = weights.read_bytes()
+    for damaged in (whole[:-1000], whole[:100], b"", b"\xff" * 100):
+        weights.write_bytes(damaged)
+        with pytest.raises(CannotConvert, match=r"model\.safetensors"):
+            convert(tmp_path, tmp_path / "model.gguf")
+
+
 def test_values_beyond_16_bits_and_unknown_decoders_are_refused(gpt2_tokenizer, tmp_path):
     model = save_model(tmp_path, GPT2, gpt2_tokenizer)
     with torch.no_grad():
@@ -348,7 +409,7 @@ def test_values_beyond_16_bits_and_unknown_decoders_are_refused(gpt2_tokenizer, 
     tokenizer = Tokenizer.from_str(gpt2_tokenizer.to_str())
     tokenizer.decoder = decoders.WordPiece()
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(CannotConvert, match="decoder is WordPiece"):
+    with pytest.raises(CannotConvert, match="the decoder WordPiece"):
         convert(tmp_path, tmp_path / "model.gguf")
     (tmp_path / "tokenizer.json").unlink()
     with pytest.raises(CannotConvert, match="no readable tokenizer"):
@@ -415,6 +476,8 @@ def test_two_processes_at_once_without_torch(gpt2_tokenizer, cache, tmp_path):
     assert [process.returncode for process in running] == [0, 0], said
     assert said[0] == said[1]
     assert len(list(cache.glob("*.gguf*"))) == 1
+    command[2] = code.replace("'torch'", "'gguf', 'numpy', 'torch'")  # a second answer needs no converter either
+    assert subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout == said[0][0]
 
 
 def test_export_command(gpt2_tokenizer, tmp_path, capsys):
