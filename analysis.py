@@ -5,15 +5,15 @@ python analysis.py runs model/demo                            one run; charts go
 python analysis.py runs model/a model/b --x tokens --report   several in one chart, beside the lab report's figures
 """
 
-import argparse
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 from charts.comparison import caption, compare, print_table, reference_columns, write_tables
 from charts.dataset_features import count_tokens, display_word, print_features, read_meta
 from charts.drawing import AXES, Line, bars, contamination_chart, histogram, line_chart, save
 from charts.runs import Run, read_run
-from common.command import InputError, Parser, run_command
+from common.command import Flags, InputError, Parser, add_flags, flag, folder_name, output_folder, run_command
 from common.files import ROOT, dataset_file
 from training.recipes import report_results
 
@@ -29,30 +29,54 @@ CURVES = {
 FORMATS = ("png", "svg", "pdf")
 
 
-def main() -> None:
-    parser = Parser(__doc__)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="data | runs")
-    data = commands.add_parser("data", description="what a dataset holds")
-    data.add_argument(
-        "--dataset_name", nargs="+", default=["source_code"], help="folders below dataset/ that convert.py has written"
+@dataclass
+class DataFlags(Flags):
+    """What a dataset holds."""
+
+    dataset_name: tuple[str, ...] = flag(
+        ("source_code",), "folders below dataset/ that convert.py has written", type=folder_name, nargs="+"
     )
-    data.add_argument("--output", type=Path, help="folder for the charts; else dataset/<dataset_name>/figures")
-    runs = commands.add_parser("runs", description="the curves of training runs, and a table of them")
-    runs.add_argument("runs", nargs="+", type=Path, help="run folders, or folders of TensorBoard files")
-    runs.add_argument("--names", nargs="+", help="what to call the runs; else by their folders")
-    runs.add_argument("--x", choices=AXES, default="step", help="what the curves are drawn against")
-    runs.add_argument("--report", action="store_true", help="set the lab report's figures beside them, as dotted lines")
-    runs.add_argument("--output", type=Path, help="folder for charts and table; else the run's figures, or ./figures")
-    for command in (data, runs):
-        command.add_argument("--format", choices=FORMATS, default="png", help="of the charts")
-    flags = parser.parse_args()
-    if flags.command == "data":
+    output: str | None = flag(None, "folder for the charts; else dataset/<dataset_name>/figures", type=output_folder)
+    format: str = flag("png", "of the charts", choices=FORMATS)
+
+
+@dataclass
+class RunsFlags(Flags):
+    """The curves of training runs, and a table of them."""
+
+    runs: tuple[str, ...] = flag(
+        (), "run folders, or folders of TensorBoard files", type=str, nargs="+", positional=True
+    )
+    names: tuple[str, ...] | None = flag(
+        None, "what to call the runs; else by their folders", type=folder_name, nargs="+"
+    )
+    x: str = flag("step", "what the curves are drawn against", choices=AXES)
+    report: bool = flag(False, "set the lab report's figures beside them, as dotted lines")
+    output: str | None = flag(
+        None, "folder for charts and table; else the run's figures, or ./figures", type=output_folder
+    )
+    format: str = flag("png", "of the charts", choices=FORMATS)
+
+
+def main() -> None:
+    flags = read_flags()
+    if isinstance(flags, DataFlags):
         for name in flags.dataset_name:
-            several = len(flags.dataset_name) > 1
-            folder = flags.output / name if flags.output and several else flags.output
-            analyse_data(name, folder or ROOT / "dataset" / name / "figures", flags.format)
+            folder = Path(flags.output or ROOT / "dataset" / name / "figures")
+            several = flags.output and len(flags.dataset_name) > 1
+            analyse_data(name, folder / name if several else folder, flags.format)
     else:
         analyse_runs(flags)
+
+
+def read_flags() -> "DataFlags | RunsFlags":
+    parser = Parser(__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="data | runs")
+    kinds = {"data": DataFlags, "runs": RunsFlags}
+    for name, kind in kinds.items():
+        add_flags(commands.add_parser(name, description=kind.__doc__), kind)
+    flags = vars(parser.parse_args())
+    return kinds[flags.pop("command")](**flags)
 
 
 # ---- data -----------------------------------------------------------------------------------------------------------
@@ -77,16 +101,17 @@ def analyse_data(dataset_name: str, folder: Path, extension: str) -> None:
 # ---- runs -----------------------------------------------------------------------------------------------------------
 
 
-def analyse_runs(flags: argparse.Namespace) -> None:
-    names = flags.names or [run.resolve().name for run in flags.runs]
-    if len(names) != len(flags.runs) or len(set(names)) < len(names):
-        raise InputError(f"{len(flags.runs)} runs named {', '.join(names)}; give --names, one and another for each")
-    runs = [read_run(folder, name) for folder, name in zip(flags.runs, names, strict=True)]
+def analyse_runs(flags: RunsFlags) -> None:
+    folders = [Path(run) for run in flags.runs]
+    names = flags.names or [folder.resolve().name for folder in folders]
+    if len(names) != len(folders) or len(set(names)) < len(names):
+        raise InputError(f"{len(folders)} runs named {', '.join(names)}; give --names, one and another for each")
+    runs = [read_run(folder, name) for folder, name in zip(folders, names, strict=True)]
     references = reference_columns(runs) if flags.report else []
     columns, text = compare(runs, references), caption(runs, references)
     print_table(columns, text)
 
-    folder = flags.output or (flags.runs[0] / "figures" if len(runs) == 1 else Path("figures"))
+    folder = Path(flags.output or (folders[0] / "figures" if len(runs) == 1 else "figures"))
     write_tables(columns, text, folder)
     draw_curves(runs, references, flags.x, folder, flags.format)
     for i, run in enumerate(runs if len(runs) > 1 else []):

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common.command import InputError, flag, parse_flags, run_command
+from common.command import Flags, flag, output_file, parse_flags, run_command
 from common.files import atomic_write
 
 if TYPE_CHECKING:
@@ -32,19 +32,18 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class BenchmarkFlags:
+class BenchmarkFlags(Flags):
     """Flags of benchmark.py."""
 
     model: str = flag("tiny", "whose shape: distilgpt2, tiny or a folder with a config.json; weights are random")
     tokenizer: str = flag("tiny", "vocabulary for conversion and loading: a name, a Hub id or a folder")
-    repeats: int = flag(5, "turns of each contender; their median counts")
+    repeats: int = flag(5, "turns of each contender; their median counts", at_least=1, at_most=1000)
     quick: bool = flag(False, "two turns, batch 4 alone, nothing compiled, a small source: whether it all runs")
-    output: str = flag("", "write all numbers as JSON to this file")
-    chart: str = flag("", "draw the rates as bars into this PNG file")
+    output: str | None = flag(None, "write all numbers as JSON to this file", type=output_file())
+    chart: str | None = flag(None, "draw the rates as bars into this PNG file", type=output_file(".png"))
 
     def __post_init__(self) -> None:
-        if self.repeats < 1:
-            raise InputError(f"--repeats {self.repeats}: must be at least 1")
+        super().__post_init__()
         if self.quick:
             self.repeats = 2
 

@@ -8,31 +8,36 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.command import flag, parse_flags, run_command
+from common.command import Flags, flag, folder_name, output_file, parse_flags, run_command
 from common.files import atomic_write, dataset_file
 from training.config import PRECISIONS
 from training.evaluator import SingleCLMEvaluator
 
 
 @dataclass
-class EvaluateFlags:
+class EvaluateFlags(Flags):
     """Flags of evaluate.py."""
 
     model_path: str = flag("tiny", "a run folder, a model folder, a name as train.py's --model_select, or a Hub id")
-    dataset_name: str = flag("source_code", "folder below dataset/ that convert.py has written")
+    dataset_name: str = flag("source_code", "folder below dataset/ that convert.py has written", type=folder_name)
     split: str = flag("dev", "which of its files", choices=("dev", "train"))
     file_path: str = flag("", "measure on this jsonl file instead")
-    max_seq_length: int = flag(0, "tokens per sequence; 0: as the model was trained")
-    dev_batch_size: int = flag(
-        8, "sequences per forward pass; on a GPU as many more as fit; the result does not depend on it"
+    max_seq_length: int | None = flag(
+        None, "tokens per sequence; else as the model was trained", type=int, at_least=2, at_most=1_000_000
     )
-    dev_windows: int = flag(0, "measure on that many windows, always the same ones; 0: all")
+    dev_batch_size: int = flag(
+        8,
+        "sequences per forward pass; on a GPU as many more as fit; the result does not depend on it",
+        at_least=1,
+        at_most=1_000_000,
+    )
+    dev_windows: int = flag(0, "measure on that many windows, always the same ones; 0: all", at_least=0, at_most=10**12)
     precision: str = flag(
         "auto",
         "auto: bf16 or fp16 where the hardware is fast at it; int8: on the CPU, as interact.py completes there",
         choices=(*PRECISIONS, "int8"),
     )
-    output: str = flag("", "write the results as JSON to this file too")
+    output: str | None = flag(None, "write the results as JSON to this file too", type=output_file())
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ import sys
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from common.command import InputError, flag, parse_flags, run_command
+from common.command import InputError, flag, parse_flags, run_command, utf8
 from common.files import ROOT
 from common.source_code import LANGUAGES, decode_source, language_of, read_source
 from completion.commands import describe, notes
@@ -36,9 +36,9 @@ class Config(Settings):
     language: str = flag("", "empty: as the file's name says, or the conversation asks, else python", choices=LANGUAGES)
     precision: str = flag("auto", "auto: int8 on an x86 CPU, bf16 or fp16 on a GPU", choices=PRECISIONS)
     use_cuda: bool = flag(False, "kept for old scripts: a GPU is used wherever there is one")
-    prompt: str | None = flag(None, "complete this text, without a conversation", type=str)
+    prompt: str | None = flag(None, "complete this text, without a conversation", type=utf8)
     file: str | None = flag(None, "complete at a place in this file, with the code above it as context", type=str)
-    line: int | None = flag(None, "with --file: complete after this line; empty: at the end of the file", type=int)
+    line: int | None = flag(None, "with --file: complete after this line; else at its end", type=int, at_least=1)
     json: bool = flag(False, "print the candidates with their scores as JSON")
 
     def __post_init__(self) -> None:
@@ -53,7 +53,6 @@ class Config(Settings):
 
 
 def main() -> None:
-    sys.stdout.reconfigure(errors="replace")  # whatever the terminal's encoding, a character never ends the program
     config = parse_flags(Config, __doc__)
     prompt = find_prompt(config)
     if prompt is None and config.json:

@@ -12,8 +12,7 @@ import signal
 import sys
 from pathlib import Path
 
-from common.command import InputError, parse_flags, run_command
-from common.devices import keep_freed_memory
+from common.command import InputError, Parser, add_flags, run_command
 from common.files import ROOT, dataset_file, recover_folder
 from training.config import TrainConfig
 from training.recipes import find_recipe
@@ -22,7 +21,7 @@ logger = logging.getLogger("train")
 
 
 def main() -> None:
-    config = parse_flags(TrainConfig, __doc__, recipes=find_recipe)
+    config = read_flags()
     train_file, dev_file = (dataset_file(config.dataset_name, split) for split in ("train", "dev"))
     run_folder = ROOT / "model" / config.run_name
     has_earlier_run = run_folder.is_dir() and any(run_folder.iterdir())
@@ -30,6 +29,7 @@ def main() -> None:
 
     import torch
 
+    from common.devices import keep_freed_memory
     from common.source_code import SPECIAL_WORDS
     from data import SrcCodeDataset
     from model import GPTSingleHead
@@ -75,6 +75,16 @@ def main() -> None:
         print(f"stopped after step {model_trainer.progress.step}; go on with: {command}")
     if model_trainer.stop.signal == signal.SIGINT:
         sys.exit(130)
+
+
+def read_flags() -> TrainConfig:
+    parser = Parser(__doc__)
+    add_flags(parser, TrainConfig)
+    flags = parser.parse_args()
+    if flags.recipe:  # whose settings are then the defaults
+        parser.set_defaults(**find_recipe(flags.recipe))
+        flags = parser.parse_args()
+    return TrainConfig(**vars(flags))
 
 
 def _may_overwrite(run_folder: Path, overwrite: bool) -> bool:

@@ -1,10 +1,15 @@
-"""What every command shares: one-line errors, and flags made from a dataclass."""
+"""What every command shares: one-line errors, usable streams, and flags made from a dataclass."""
 
 import argparse
 import dataclasses
+import math
+import operator
 import os
+import shlex
+import signal
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 T = TypeVar("T")
@@ -19,25 +24,46 @@ def run_command(main: Callable[[], None]) -> NoReturn:
     # torch's threads wait for each other by spinning, unless told otherwise before torch is loaded. Where another
     # program uses a core too, that made training steps 3.3 times as slow.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    _mend_streams()
     try:
         main()
         sys.stdout.flush()
+        code = 0
     except InputError as error:
-        sys.exit(_fail(str(error)))
+        code = _fail(str(error))
     except BrokenPipeError:  # the reader of our stdout has left, as in `... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+        code = 1
     except OSError as error:
         if error.strerror is None:  # not the operating system's own error, so a defect of ours: show where
             raise
-        sys.exit(_fail(f"{error.filename or 'input/output'}: {error.strerror}"))
+        code = _fail(f"{error.filename or 'input/output'}: {error.strerror}")
+    except MemoryError:
+        code = _fail("out of memory")
     except KeyboardInterrupt:
-        sys.exit(130)
-    sys.exit(0)
+        code = 130
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a Ctrl-C while Python ends would show a traceback
+    sys.exit(code)
+
+
+def _mend_streams() -> None:
+    """Make the three streams usable, whoever started us: they may be closed, or of an encoding that lacks characters.
+
+    Where the locale is not UTF-8 (LC_ALL=C), Python takes neither file names nor arguments as text, and libraries write
+    files that others cannot read; so the program starts again in Python's UTF-8 mode. Windows has it for names anyway.
+    """
+    if sys.getfilesystemencoding() != "utf-8":
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed, as by `>&-`; a new file gets its number, the lowest
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115
+    if hasattr(sys.stdout, "reconfigure"):  # a notebook's has none
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _fail(message: str) -> int:
-    print(f"error: {message}", file=sys.stderr)
+    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)  # nothing in it may move the cursor
+    print(f"error: {line}", file=sys.stderr)
     return 2
 
 
@@ -60,35 +86,201 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
     pass
 
 
-def flag(default: Any, help: str, *aliases: str, **argparse_options: Any) -> Any:
-    """A dataclass field that is also a command-line flag, `--<field name>` and `aliases`."""
-    options = {"help": help, **argparse_options}
-    if isinstance(default, bool):
-        options["action"] = "store_true"
-    elif "type" not in options:
-        options["type"] = type(default)
-    return dataclasses.field(default=default, metadata={"aliases": aliases, "options": options})
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """Which values a flag takes."""
+
+    kind: Callable[[str], Any]  # int, float, str, or a function of the text that raises ValueError with a reason
+    at_least: float | None = None
+    at_most: float | None = None
+    above: float | None = None
+    below: float | None = None
+    choices: Sequence[str] | None = None
+
+    def read(self, name: str, text: str) -> Any:
+        """The value that `text` spells.
+
+        Raises:
+            InputError: none that this flag takes; calls it `name`.
+        """
+        if text == "":
+            raise InputError(f"{name} '': must not be empty")
+        try:
+            value = self.kind(text)
+        except ValueError as error:
+            wanted = {int: "must be a whole number", float: "must be a number"}.get(self.kind, str(error))
+            raise InputError(f"{name} {_shown(text)}: {wanted}") from None
+        self._check(name, text, value)
+        return value
+
+    def check(self, name: str, value: Any) -> None:
+        """Refuse a value given in Python, as `read` does one that was typed."""
+        if self.kind not in (int, float):
+            self.read(name, value)
+        elif isinstance(value, bool) or not isinstance(value, (int, self.kind)):
+            raise InputError(f"{name} {_shown(value)}: must be {self.kind.__name__}")
+        else:
+            self._check(name, value, value)
+
+    def _check(self, name: str, shown: Any, value: Any) -> None:
+        limits = {
+            "at least": (self.at_least, operator.ge),
+            "above": (self.above, operator.gt),
+            "at most": (self.at_most, operator.le),
+            "below": (self.below, operator.lt),
+        }
+        broken = (
+            f"{words} {limit}"
+            for words, (limit, holds) in limits.items()
+            if limit is not None and not holds(value, limit)
+        )
+        wanted = next(broken, None)
+        if isinstance(value, float) and not math.isfinite(value):
+            wanted = "finite"
+        elif self.choices and value not in self.choices:
+            wanted = f"one of {', '.join(self.choices)}"
+        if wanted:
+            raise InputError(f"{name} {_shown(shown)}: must be {wanted}")
 
 
-def parse_flags(
-    config_class: type[T],
-    description: str | None,
-    argv: Sequence[str] | None = None,
-    recipes: Callable[[str], dict[str, Any]] | None = None,
-) -> T:
-    """Make `config_class` from the command line. Its fields are the flags, so a default is stated once.
+def _shown(value: Any) -> str:
+    text = str(value)
+    return shlex.quote(text if len(text) <= 80 else f"{text[:77]}...")
+
+
+def flag(
+    default: Any,
+    help: str,
+    *aliases: str,
+    type: Callable[[str], Any] | None = None,
+    at_least: float | None = None,
+    at_most: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    choices: Sequence[str] | None = None,
+    positional: bool = False,
+    **argparse_options: Any,
+) -> Any:
+    """A dataclass field that is also a command-line flag, `--<field name>` and `aliases`.
+
+    A typed value has to be within the range, finite and not empty; the default may be anything, as None for none.
 
     Args:
-        recipes: gives the defaults that stand instead for a name of --recipe.
+        type: int, float, str or a function as `folder_name`; else the default's.
+        positional: the value stands alone, without `--<field name>`.
+    """
+    rule = None
+    if not isinstance(default, bool):
+        rule = Rule(type or default.__class__, at_least, at_most, above, below, choices)
+        if choices:
+            argparse_options.setdefault("metavar", "{" + ",".join(choices) + "}")
+    options = {"help": help, **argparse_options}
+    metadata = {"aliases": aliases, "options": options, "rule": rule, "positional": positional}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+class Flags:
+    """Base of a dataclass of flags: values given in Python are checked as typed ones are.
+
     Raises:
-        InputError: an unknown flag, or a value that the flag's type or the class's `__post_init__` refuses.
+        InputError: a value that its flag does not take.
+    """
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value, rule = getattr(self, field.name), field.metadata["rule"]
+            if rule and (value != field.default or type(value) is not type(field.default)):
+                for one in value if field.metadata["options"].get("nargs") else (value,):
+                    rule.check(f"--{field.name}", one)
+
+
+class _Read(argparse.Action):
+    """Reads a flag's text by its rule, under the name that the user typed."""
+
+    def __init__(self, *, rule: Rule, **options: Any):
+        super().__init__(**options)
+        self.rule = rule
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        name = option_string or self.dest
+        read = [self.rule.read(name, text) for text in values] if self.nargs else self.rule.read(name, values)
+        setattr(namespace, self.dest, read)
+
+
+def add_flags(parser: argparse.ArgumentParser, config_class: type) -> None:
+    """Add the fields of `config_class` to a parser."""
+    for field in dataclasses.fields(config_class):
+        rule, options = field.metadata["rule"], dict(field.metadata["options"])
+        options |= {"action": _Read, "rule": rule} if rule else {"action": "store_true"}
+        if field.metadata["positional"]:
+            parser.add_argument(field.name, **options)
+        else:
+            names = [f"--{field.name}", *field.metadata["aliases"]]
+            parser.add_argument(*names, dest=field.name, default=field.default, **options)
+
+
+def parse_flags(config_class: type[T], description: str | None, argv: Sequence[str] | None = None) -> T:
+    """Make `config_class` from the command line. Its fields are the flags, so a default is stated once.
+
+    Raises:
+        InputError: an unknown flag, or a value that a flag's rule or the class's `__post_init__` refuses.
     """
     parser = Parser(description)
-    for field in dataclasses.fields(config_class):
-        names = [f"--{field.name}", *field.metadata["aliases"]]
-        parser.add_argument(*names, dest=field.name, default=field.default, **field.metadata["options"])
-    flags = parser.parse_args(argv)
-    if recipes and flags.recipe:
-        parser.set_defaults(**recipes(flags.recipe))
-        flags = parser.parse_args(argv)
-    return config_class(**vars(flags))
+    add_flags(parser, config_class)
+    return config_class(**vars(parser.parse_args(argv)))
+
+
+# ---- kinds of text that a flag takes
+
+
+def utf8(text: str) -> str:
+    """Any text; the command line may hold bytes that are none."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # bytes that are no text
+        raise ValueError("not UTF-8") from None
+    return text
+
+
+def folder_name(name: str) -> str:
+    """The name of a run or a dataset: one folder, below the folder for all of them, on any system."""
+    utf8(name)
+    plain = Path(name).name == name and not name.startswith(".") and "\\" not in name and name.isprintable()
+    if not plain or len(name.encode()) > 200:
+        raise ValueError("must be a plain folder name, as in my_run-2")
+    return name
+
+
+def output_folder(name: str) -> str:
+    """A folder to write into; it is there and can be written into, or it can be made."""
+    return _writable(name, Path(name), "a file; name a folder")
+
+
+def output_file(*suffixes: str) -> Callable[[str], str]:
+    """The kind of flag that names a file to write; it has one of `suffixes` if there are any."""
+
+    def kind(name: str) -> str:
+        path = Path(name)
+        if suffixes and path.suffix.lower() not in suffixes:
+            raise ValueError(f"must end in {' or '.join(suffixes)}")
+        if path.exists() and not path.is_file():
+            raise ValueError("a folder or a device; name a file")
+        return _writable(name, path.parent, "its folder is a file; name another")
+
+    return kind
+
+
+def _writable(name: str, folder: Path, not_a_folder: str) -> str:
+    """`name`, if files can be made in `folder` or, where there is none yet, in what is to hold it."""
+    import tempfile
+
+    try:
+        while not folder.exists():
+            folder = folder.parent
+        if not folder.is_dir():
+            raise ValueError(not_a_folder)
+        with tempfile.TemporaryFile(dir=folder):  # permissions alone do not tell, as on a read-only disk
+            pass
+    except OSError as error:
+        raise ValueError(f"cannot be written ({error.strerror})") from None
+    return name

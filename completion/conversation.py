@@ -127,14 +127,8 @@ class Repl:
     def _set(self, name: str, value: str) -> None:
         field = next(field for field in fields(Settings) if field.name == OPTIONS[name])
         if value:
-            try:
-                number = None if value == "none" and field.default is None else field.metadata["options"]["type"](value)
-            except ValueError:
-                raise InputError(f":{name} {value}: not a number") from None
-            try:
-                Settings(**(self.settings | {field.name: number}))
-            except InputError as error:
-                raise InputError(f":{name}{str(error).removeprefix(field.name)}") from None
+            is_none = value == "none" and field.default is None
+            number = None if is_none else field.metadata["rule"].read(f":{name}", value)
             self.settings = self.settings | {field.name: number}
         value = self.settings[field.name]
         shown = "none" if value is None else f"{value:g}" if isinstance(value, float) else value

@@ -1,44 +1,32 @@
 """How to complete, and what a completion is."""
 
 from dataclasses import dataclass
-from math import inf
 
-from common.command import InputError, flag
+from common.command import Flags, flag
 from completion.stopping import STOPS
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Flags):
     """How to complete; the fields are flags of interact.py too.
 
     Raises:
         InputError: a value outside its range.
     """
 
-    max_new_tokens: int = flag(128, "most tokens to generate", "--max_length")
-    temperature: float = flag(0.7, "divides the logits before sampling; 0 takes the likeliest token every time")
-    top_k: int = flag(0, "sample from this many likeliest tokens only; 0: from all")
-    top_p: float = flag(1.0, "sample from the likeliest tokens that together hold this probability")
-    repetition_penalty: float = flag(1.0, "above 1, tokens that were seen before become less likely")
-    num_return_sequences: int = flag(1, "candidates, decoded as one batch", "--n")
-    seed: int | None = flag(None, "makes sampling repeatable", type=int)
+    max_new_tokens: int = flag(128, "most tokens to generate", "--max_length", at_least=1, at_most=100_000)
+    temperature: float = flag(
+        0.7, "divides the logits before sampling; 0 takes the likeliest token every time", at_least=0, at_most=100
+    )
+    top_k: int = flag(0, "sample from this many likeliest tokens only; 0: from all", at_least=0)
+    top_p: float = flag(1.0, "sample from the likeliest tokens that together hold this probability", above=0, at_most=1)
+    repetition_penalty: float = flag(
+        1.0, "above 1, tokens that were seen before become less likely", at_least=0.01, at_most=100
+    )
+    num_return_sequences: int = flag(1, "candidates, decoded as one batch", "--n", at_least=1, at_most=1000)
+    seed: int | None = flag(None, "makes sampling repeatable", type=int, at_least=0, below=2**63)
     stop: str = flag("block", "where a completion ends: with the block, at a blank line, with the line", choices=STOPS)
-    min_probability: float = flag(0.0, "leave out candidates whose joint probability is lower")
-
-    def __post_init__(self) -> None:
-        for name, valid, wanted in (
-            ("max_new_tokens", self.max_new_tokens >= 1, "1 or more"),
-            ("temperature", 0 <= self.temperature < inf, "0 or more"),
-            ("top_k", self.top_k >= 0, "0 or more"),
-            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
-            ("repetition_penalty", 0 < self.repetition_penalty < inf, "above 0"),
-            ("num_return_sequences", self.num_return_sequences >= 1, "1 or more"),
-            ("seed", self.seed is None or 0 <= self.seed < 2**63, "0 or more, below 2**63"),
-            ("stop", self.stop in STOPS, f"one of {', '.join(STOPS)}"),
-            ("min_probability", 0 <= self.min_probability <= 1, "between 0 and 1"),
-        ):
-            if not valid:
-                raise InputError(f"{name} {getattr(self, name)}: must be {wanted}")
+    min_probability: float = flag(0.0, "leave out candidates whose joint probability is lower", at_least=0, at_most=1)
 
     @property
     def candidates(self) -> int:

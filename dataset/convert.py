@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from common.command import InputError, flag, parse_flags, run_command
+from common.command import Flags, InputError, flag, folder_name, parse_flags, run_command
 from common.files import ROOT, replace_folder
 from common.model_files import fingerprint, load_tokenizer
 from dataset.sources import DEFAULT_SOURCES, SourceFile, describe_sources, find_sources, tokenize_files
@@ -25,10 +25,12 @@ FORMAT_VERSION = 2
 
 
 @dataclass
-class ConvertConfig:
-    segment_len: int = flag(254, "tokens of a window; with the control word and <eos> around it, 256")
-    stride: int = flag(10, "tokens between the starts of two windows of a file")
-    dev_size: float = flag(0.1, "share of each language's windows that goes to dev.jsonl")
+class ConvertConfig(Flags):
+    segment_len: int = flag(
+        254, "tokens of a window; with the control word and <eos> around it, 256", at_least=1, at_most=1_000_000
+    )
+    stride: int = flag(10, "tokens between the starts of two windows of a file", at_least=1, at_most=1_000_000)
+    dev_size: float = flag(0.1, "share of each language's windows that goes to dev.jsonl", above=0, below=1)
     source: tuple[str, ...] = flag(
         DEFAULT_SOURCES,
         "folders (or files) of .py and .java; `stdlib` is the running Python's own library without its tests; "
@@ -38,27 +40,17 @@ class ConvertConfig:
         metavar="DIR",
     )
     tokenizer: str = flag("gpt2", "model name, Hub id or local folder whose vocabulary cuts the text")
-    dataset_name: str = flag("source_code", "the result is dataset/<dataset_name>/json; an older one is replaced")
-    seed: int = flag(122, "of the choice of dev files")
-    num_workers: int = flag(0, "threads that tokenize; 0: all cores")
+    dataset_name: str = flag(
+        "source_code", "the result is dataset/<dataset_name>/json; an older one is replaced", type=folder_name
+    )
+    seed: int = flag(122, "of the choice of dev files", at_least=0, below=2**63)
+    num_workers: int = flag(0, "threads that tokenize; 0: all cores", at_least=0, at_most=256)
     split_by: str = flag(
         "file",
         "what is wholly in train or wholly in dev: a file, all files of a folder, or only a window (`segment`: "
         "overlapping windows on both sides, so dev measures memory)",
         choices=("file", "folder", "segment"),
     )
-
-    def __post_init__(self) -> None:
-        if self.segment_len < 1:
-            raise InputError(f"--segment_len {self.segment_len}: a window needs at least 1 token")
-        if self.stride < 1:
-            raise InputError(f"--stride {self.stride}: windows must start at least 1 token apart")
-        if not 0 < self.dev_size < 1:
-            raise InputError(f"--dev_size {self.dev_size}: must be above 0 and below 1, as in 0.1")
-        if self.num_workers < 0:
-            raise InputError(f"--num_workers {self.num_workers}: must be 0 (all cores) or more")
-        if Path(self.dataset_name).name != self.dataset_name or self.dataset_name in ("", ".."):
-            raise InputError(f"--dataset_name {self.dataset_name}: must be a plain folder name, as in source_code")
 
 
 def main() -> None:

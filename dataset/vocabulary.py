@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from common.command import InputError, flag, parse_flags, run_command
+from common.command import Flags, flag, output_folder, parse_flags, run_command
 from common.files import atomic_write
 from dataset.sources import SourceFile, find_sources, read_text
 
@@ -19,16 +19,19 @@ END = "<|endoftext|>"
 
 
 @dataclass
-class VocabularyConfig:
+class VocabularyConfig(Flags):
     source: tuple[str, ...] = flag(
         ("stdlib",), "folders to learn from; as for dataset/convert.py", type=str, nargs="+", metavar="DIR"
     )
-    vocab_size: int = flag(8189, "tokens, <|endoftext|> among them; the three control words come on top: 8192")
-    output: str = flag("vocabulary", "model folder to write into; a config.json in it is left alone")
-
-    def __post_init__(self) -> None:
-        if self.vocab_size < 257:
-            raise InputError(f"--vocab_size {self.vocab_size}: the 256 bytes and <|endoftext|> alone are 257")
+    vocab_size: int = flag(
+        8189,
+        "tokens, of which 256 are the bytes and one is <|endoftext|>; the three control words come on top: 8192",
+        at_least=257,
+        at_most=1_000_000,
+    )
+    output: str = flag(
+        "vocabulary", "model folder to write into; a config.json in it is left alone", type=output_folder
+    )
 
 
 def main() -> None:

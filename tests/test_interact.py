@@ -183,8 +183,8 @@ def test_a_conversation(terminals, coder, project):
 
     for mistake, answer in {
         ":n": "n 2",
-        ":n zero": ":n zero: not a number",
-        ":n 0": ":n 0: must be 1 or more",
+        ":n zero": ":n zero: must be a whole number",
+        ":n 0": ":n 0: must be at least 1",
         ":stop soon": ":stop soon: must be one of block, blank, line, none",
         ":lang c": ":lang takes python or java",
         ":continue 9": ":continue 9: choose a candidate from 1 to 1",
@@ -231,7 +231,7 @@ def test_a_dumb_terminal_gets_plain_lines(terminals):
     terminal.say("", ">>>")
     terminal.child.send("def f(x):\n")
     terminal.expect("ended: ")
-    terminal.say(":n 0", ":n 0: must be 1 or more")
+    terminal.say(":n 0", ":n 0: must be at least 1")
     terminal.say("exit", "exit")
     assert terminal.ends() == 0
     assert b"\x1b" not in terminal._raw
@@ -262,11 +262,11 @@ def test_json_at_a_place_in_a_file(terminals, coder):
     ("arguments", "said"),
     [
         (["--prompt", " "], "--prompt: empty"),
-        (["--prompt", "x", "--temperature", "-1"], "temperature -1.0: must be 0 or more"),
+        (["--prompt", "x", "--temperature", "-1"], "--temperature -1: must be at least 0"),
         (["--prompt", "x", "--n", "many"], "--n"),
         (["--prompt", "x", "--stop", "soon"], "--stop"),
         (["--prompt", "x", "--model_path", "no/such/folder"], "no/such/folder: no such folder"),
-        (["--prompt", b"caf\xe9"], "--prompt: not UTF-8"),
+        (["--prompt", b"caf\xe9"], "not UTF-8"),
         (["--prompt", "x", "--file", "place.py"], "--prompt and --file"),
         (["--line", "3"], "--line needs --file"),
         (["--file", "nowhere.py"], "nowhere.py: No such file or directory"),

@@ -26,10 +26,7 @@ def start(n_gpu: int, visible_device: str, deterministic: bool = False) -> torch
     Raises:
         InputError: GPUs that this machine does not have.
     """
-    try:
-        gpus = [int(gpu) for gpu in visible_device.split(",")]
-    except ValueError:
-        raise InputError(f"--visiable_device {visible_device}: give GPU numbers, as in 0 or 0,1") from None
+    gpus = [int(gpu) for gpu in visible_device.split(",")]
     if torch.cuda.is_available():
         torch.set_float32_matmul_precision("high")
     if deterministic:
