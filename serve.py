@@ -15,27 +15,28 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.command import InputError, flag, parse_flags, run_command
+from common.command import Flags, InputError, flag, parse_flags, run_command
 
 KEY_VARIABLE = "AUTOCODER_API_KEY"
 
 
 @dataclass
-class ServeFlags:
+class ServeFlags(Flags):
     """Flags of serve.py."""
 
     model_path: str = flag("tiny", "a run folder, a model folder, a name as train.py's --model_select, or a Hub id")
     host: str = flag("127.0.0.1", "address to listen on; other machines can reach it only with a key")
-    port: int = flag(8012, "port to listen on; 8012 is what llama.vim and llama.vscode expect")
+    port: int = flag(
+        8012, "port to listen on; 8012 is what llama.vim and llama.vscode expect", at_least=1, at_most=65535
+    )
     api_key: str = flag("", f"file with the key that clients must send; else the variable {KEY_VARIABLE} names the key")
-    context: int = flag(4096, "most tokens of a request, at most what the model has; all requests under way share them")
+    context: int = flag(
+        4096,
+        "most tokens of a request, at most what the model has; all requests under way share them",
+        at_least=64,
+        at_most=1_000_000,
+    )
     type: str = flag("q8_0", "how weights are stored: 8 bits, or f16", choices=("q8_0", "f16"))
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.port <= 65535:
-            raise InputError(f"--port {self.port}: must be between 1 and 65535")
-        if self.context < 64:
-            raise InputError(f"--context {self.context}: must be at least 64")
 
 
 def main() -> None:

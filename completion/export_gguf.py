@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from common.command import InputError, flag, parse_flags, run_command
+from common.command import Flags, InputError, flag, output_file, parse_flags, run_command
 
 
 @dataclass
-class ExportConfig:
+class ExportConfig(Flags):
     model_path: str = flag("tiny", "folder of a saved model, a known name or a Hub id")
-    output: str = flag("model.gguf", "the file to write; an older one is replaced")
+    output: str = flag("model.gguf", "the file to write; an older one is replaced", type=output_file(".gguf"))
     type: str = flag(
         "q8_0",
         "q8_0: 8 bits and a half for a weight; f16: 16, twice the size and closer to it",

@@ -10,8 +10,10 @@ import analysis
 import benchmark
 import evaluate
 import interact
+import serve
 import train
 from common.command import InputError, output_file, output_folder, utf8
+from completion import export_gguf
 from dataset import convert, vocabulary
 from training.config import TrainConfig
 
@@ -19,6 +21,8 @@ COMMANDS = [
     (train.main, [], TrainConfig),
     (evaluate.main, [], evaluate.EvaluateFlags),
     (interact.main, [], interact.Config),
+    (serve.main, [], serve.ServeFlags),
+    (export_gguf.main, [], export_gguf.ExportConfig),
     (benchmark.main, [], benchmark.BenchmarkFlags),
     (convert.main, [], convert.ConvertConfig),
     (vocabulary.main, [], vocabulary.VocabularyConfig),
