@@ -271,23 +271,39 @@ def _parse_fast(
         tail = line[end:]
         if tail not in head_of_tail:
             try:
-                head_of_tail[tail] = control_ids[json.loads(_ROW_START + tail)["label"].lower()]
-            except (ValueError, KeyError, AttributeError, TypeError):
+                rest = json.loads(_ROW_START + tail)
+                if rest["token_ids"]:  # a second time, which json takes and we here would not
+                    return None
+                head_of_tail[tail] = control_ids[rest["label"].lower()]
+            except (ValueError, RecursionError, KeyError, AttributeError, TypeError):
                 return None
         heads.append(head_of_tail[tail])
         texts.append(line[len(_ROW_START) : end])
-    if None in heads or b"" in texts:
+    joined = b", ".join(texts)
+    if None in heads or not _is_plain(joined):
         return None
     counts = np.array([text.count(b",") + 1 for text in texts])
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # np.fromstring only warns of what it cannot read
         try:
-            ids = np.fromstring(b",".join(texts), dtype=np.int64, sep=",")
+            ids = np.fromstring(joined, dtype=np.int64, sep=",")
         except (DeprecationWarning, ValueError):
             return None
-    if len(ids) != counts.sum() or ids.min() < 0 or ids.max() >= vocabulary_size:
+    if len(ids) != counts.sum() or ids.max() >= vocabulary_size:
         return None
     return np.array(heads), counts, ids
+
+
+def _is_plain(text: bytes) -> bool:
+    """Whether a text is natural numbers as JSON spells them, with ", " between: np.fromstring takes much else."""
+    characters = np.frombuffer(b", %b, " % text, np.uint8)
+    digit, comma, space = characters - ord("0") < 10, characters == ord(","), characters == ord(" ")
+    return bool(
+        (digit | comma | space).all()
+        and (comma[:-1] == space[1:]).all()
+        and not (space[:-1] & comma[1:]).any()  # no number between them
+        and not (space[:-3] & (characters[1:-2] == ord("0")) & digit[2:-1]).any()  # a leading zero
+    )
 
 
 def _parse_row(
@@ -299,9 +315,11 @@ def _parse_row(
         InputError: naming `where` and what is wrong with the line.
     """
     remedy = "mend the line or run dataset/convert.py again"
+    if not line.strip():
+        raise InputError(f"{where}: an empty line; remove it or run dataset/convert.py again")
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{where}: not a JSON row, perhaps torn ({error}); {remedy}") from None
     if not isinstance(row, dict) or not isinstance(row.get("label"), str):
         raise InputError(f"{where}: not a row with token_ids and a label; {remedy}")
