@@ -35,6 +35,7 @@ def read_json(path: Path, shape: type[T], remedy: str) -> T:
 
 def _mismatch(value: Any, shape: Any, place: str) -> str | None:
     """What is wrong with a value, if anything. `place` is where in the file it stands, as `languages.Python`."""
+    missing = []
     if typing.get_origin(shape) is Annotated:
         shape, allowed = typing.get_args(shape)
         wrong = _mismatch(value, shape, place)
@@ -42,10 +43,9 @@ def _mismatch(value: Any, shape: Any, place: str) -> str | None:
     if typing.is_typeddict(shape):
         if not isinstance(value, dict):
             return f"{place or 'the content'} is {_short(value)}, not an object"
-        if missing := sorted(shape.__required_keys__ - value.keys()):
-            return f"{_join(place, missing[0])} is missing"
         hints = typing.get_type_hints(shape, include_extras=True)
         children = ((value[key], hint, _join(place, key)) for key, hint in hints.items() if key in value)
+        missing = [f"{_join(place, key)} is missing" for key in hints if key in shape.__required_keys__ - value.keys()]
     elif isinstance(shape, types.UnionType):
         wrong = [_mismatch(value, choice, place) for choice in typing.get_args(shape)]
         return None if None in wrong else wrong[0]
@@ -57,7 +57,7 @@ def _mismatch(value: Any, shape: Any, place: str) -> str | None:
         return None
     else:
         return f"{place} is {_short(value)}, not {_name(shape)}"
-    return next((wrong for child in children if (wrong := _mismatch(*child))), None)
+    return next((wrong for child in children if (wrong := _mismatch(*child))), missing[0] if missing else None)
 
 
 def _join(place: str, key: str) -> str:
