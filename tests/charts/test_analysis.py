@@ -69,6 +69,16 @@ def test_data_counts_tokens_of_files_and_short_windows_rightly(project, dataset_
     assert f"⏎ {newline / counts.total():.1%}" in done.stdout
 
 
+def test_a_share_that_could_not_be_measured_is_said(project, tmp_path):
+    """Windows too short for any 20-gram."""
+    command = ("dataset/convert.py", "--tokenizer", "pretrained/tiny", "--dataset_name", "short", "--segment_len", 15)
+    assert "dev 20-grams that stand in train: none to measure" in project.run(*command).stdout
+    command = ("analysis.py", "data", "--dataset_name", "short", "--format", "svg", "--output", tmp_path)
+    rows = [line.split() for line in project.run(*command).stdout.splitlines() if line.startswith("split by")]
+    assert [row[-2:] for row in rows] == [["-", "-"]] * 2
+    assert (tmp_path / "contamination.svg").read_text().count("none to measure") == 4
+
+
 def test_runs_are_drawn_and_compared(project, tmp_path):
     fast = write_run(tmp_path / "fast", {10: 9.0, 20: 4.0, 30: 5.0})
     slow = write_run(tmp_path / "slow", {10: 9.5, 20: 8.0})

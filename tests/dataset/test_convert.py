@@ -319,7 +319,7 @@ def test_stdlib_is_read_without_its_tests(convert):
         (["--source", "{one}"], "Python: a split would be empty"),
         (["--source", "{one}", "--split_by", "segment"], "Python: dev would be empty, of 6 windows"),
         (["--source", "{one}", "--stride", "1000"], "no file can be used (shorter than the stride of 1000 tokens)"),
-        (["--source", "{one}", "--tokenizer", "{empty}"], "{empty}: holds none of tokenizer.json"),
+        (["--source", "{one}", "--tokenizer", "{empty}"], "{empty}: has none of tokenizer.json"),
         (["--source", "{one}", "--tokenizer", "{broken}"], "{broken}: cannot be read as a tokenizer"),
         (["--segment_len", "0"], "--segment_len 0"),
         (["--stride", "0"], "--stride 0"),

@@ -306,3 +306,12 @@ def test_a_mistake_ends_with_code_2(monkeypatch, tmp_path, capsys):
         run_command(convert_module.main)
     assert end.value.code == 2
     assert capsys.readouterr().err.startswith("error: no .py or .java file")
+
+
+def test_windows_that_lie_apart_are_counted_rightly(convert, tmp_path):
+    """Few windows of long files, none of which is cut short by the file's end."""
+    sources = write(tmp_path / "long", {"a.py": code("a", 2000), "b.py": code("b", 2000)})
+    meta, _ = convert("--source", sources, "--segment_len", 62, "--stride", 2000)
+    for counts in meta["languages"]["Python"].values():
+        assert counts["windows"] > 0 == counts["short_windows"]
+        assert counts["window_tokens"] == 62 * counts["windows"]
