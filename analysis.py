@@ -5,27 +5,29 @@ python analysis.py runs model/demo                            one run; charts go
 python analysis.py runs model/a model/b --x tokens --report   several in one chart, beside the lab report's figures
 """
 
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from charts.comparison import caption, compare, print_table, reference_columns, write_tables
-from charts.dataset_features import count_tokens, display_word, print_features, read_meta
+from charts.comparison import caption, compare, reference_columns, runs_table, write_tables
+from charts.dataset_features import contamination_table, describe, file_lengths, frequent_words
 from charts.drawing import AXES, Line, bars, contamination_chart, histogram, line_chart, save
-from charts.runs import Run, read_run
+from charts.runs import PERPLEXITY, Run, read_run
 from common.command import Flags, InputError, Parser, add_flags, flag, folder_name, output_folder, run_command
 from common.files import ROOT, dataset_file
+from dataset.format import read_meta
 from training.recipes import report_results
 
 # file name (the first four as in the report): scalar, label of its axis, whether it is so noisy that its mean is drawn
 CURVES = {
-    "train_loss": ("loss_train", "training loss (nats per token)", False),
+    "train_loss": ("loss_train_recent", "training loss (nats per token)", True),
     "dev_loss": ("loss_dev", "dev loss (nats per token)", False),
-    "dev_eval_scores": ("eval_perplexity_dev", "dev perplexity", False),
+    "dev_eval_scores": (PERPLEXITY, "dev perplexity", False),
     "best_score_perplexity": ("best_score_for_perplexity", "best score (minus dev perplexity)", False),
     "learning_rate": ("lr", "learning rate", False),
     "grad_norm": ("grad_norm", "gradient norm before clipping", True),
 }
+# What the report shows as training loss, and what a run of before the other was logged has.
+MEAN_OF_EPOCH = ("loss_train", "training loss, mean of the epoch so far\n(nats per token)", False)
 FORMATS = ("png", "svg", "pdf")
 
 
@@ -83,19 +85,17 @@ def read_flags() -> "DataFlags | RunsFlags":
 
 
 def analyse_data(dataset_name: str, folder: Path, extension: str) -> None:
-    train_file = dataset_file(dataset_name, "train")
-    meta = read_meta(train_file.with_name("meta.json"))
-    tokens = Counter()
-    for split in ("train", "dev"):
-        tokens += count_tokens(dataset_file(dataset_name, split), meta["flags"]["stride"])
-    lengths = [count for source in meta["sources"] for count in source["files"].values()]
-    print_features(dataset_name, meta, lengths)
-    words = [(display_word(meta, token), count / tokens.total()) for token, count in tokens.most_common(25)]
+    meta = read_meta(dataset_file(dataset_name, "train").parent)
+    words = frequent_words(meta)[:25]
+    figures = {
+        "tokens_per_file": histogram(file_lengths(meta), f"{dataset_name}: tokens per file"),
+        "frequent_tokens": bars(words, f"{dataset_name}: most frequent tokens"),
+        "contamination": contamination_chart(meta, dataset_name),
+    }
+    files = [save(figure, folder / f"{name}.{extension}") for name, figure in figures.items()]
+    print(f"{describe(dataset_name, meta)}\n\n{contamination_table(meta)}")
     print("\nmost frequent tokens: " + "  ".join(f"{word} {share:.1%}" for word, share in words[:12]))
-
-    save(histogram(lengths, f"{dataset_name}: tokens per file"), folder / f"tokens_per_file.{extension}")
-    save(bars(words, f"{dataset_name}: most frequent tokens"), folder / f"frequent_tokens.{extension}")
-    save(contamination_chart(meta, dataset_name), folder / f"contamination.{extension}")
+    print(*files, sep="\n")
 
 
 # ---- runs -----------------------------------------------------------------------------------------------------------
@@ -107,24 +107,33 @@ def analyse_runs(flags: RunsFlags) -> None:
     if len(names) != len(folders) or len(set(names)) < len(names):
         raise InputError(f"{len(folders)} runs named {', '.join(names)}; give --names, one and another for each")
     runs = [read_run(folder, name) for folder, name in zip(folders, names, strict=True)]
+    for folder, run in zip(folders, runs, strict=True):
+        if not run.scalars.keys() & {scalar for scalar, _, _ in (*CURVES.values(), MEAN_OF_EPOCH)}:
+            raise InputError(
+                f"{folder}: has logged none of what is drawn, but {', '.join(sorted(run.scalars)[:10])}; name a run of "
+                "train.py or of Hugging Face's Trainer"
+            )
     references = reference_columns(runs) if flags.report else []
     columns, text = compare(runs, references), caption(runs, references)
-    print_table(columns, text)
-
     folder = Path(flags.output or (folders[0] / "figures" if len(runs) == 1 else "figures"))
     write_tables(columns, text, folder)
-    draw_curves(runs, references, flags.x, folder, flags.format)
+    files = draw_curves(runs, references, flags, folder)
     for i, run in enumerate(runs if len(runs) > 1 else []):
         own = [(recipe, 0) for recipe, place in references if place == i]
-        draw_curves([run], own, flags.x, folder / run.name, flags.format)
+        files += draw_curves([run], own, flags, folder / run.name)
+    print(runs_table(columns), text, *files, sep="\n")
 
 
-def draw_curves(runs: list[Run], references: list[tuple[str, int]], axis: str, folder: Path, extension: str) -> None:
-    """A chart for each of CURVES that a run has logged, with dotted lines at the report's figures."""
+def draw_curves(runs: list[Run], references: list[tuple[str, int]], flags: RunsFlags, folder: Path) -> list[Path]:
+    """A chart for each of CURVES that a run has logged, with dotted lines at the report's figures; gives the files."""
     labels = [run.name if len({run.dataset for run in runs}) == 1 else f"{run.name}: {run.dataset}" for run in runs]
-    for file, (scalar, y_label, is_noisy) in CURVES.items():
+    files = []
+    for file, curve_of_file in CURVES.items():
+        if file == "train_loss" and (flags.report or not all("loss_train_recent" in run.scalars for run in runs)):
+            curve_of_file = MEAN_OF_EPOCH
+        scalar, y_label, is_noisy = curve_of_file
         lines = [
-            Line(label, style, run.positions(list(curve), axis), list(curve.values()))
+            Line(label, style, run.positions(list(curve), flags.x), list(curve.values()))
             for style, (label, run) in enumerate(zip(labels, runs, strict=True))
             if (curve := run.scalars.get(scalar))
         ]
@@ -135,10 +144,9 @@ def draw_curves(runs: list[Run], references: list[tuple[str, int]], axis: str, f
             if figure is not None
         ]
         if lines:
-            save(line_chart(lines, levels, axis, y_label, is_noisy, scalar != "lr"), folder / f"{file}.{extension}")
-
-
-# ---- charts ---------------------------------------------------------------------------------------------------------
+            figure = line_chart(lines, levels, flags.x, y_label, is_noisy, scalar != "lr")
+            files.append(save(figure, folder / f"{file}.{flags.format}"))
+    return files
 
 
 if __name__ == "__main__":

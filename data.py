@@ -18,13 +18,13 @@ from common.files import atomic_write
 from common.loss import IGNORED
 from common.model_files import fingerprint
 from common.source_code import LANGUAGES
+from dataset.format import ROW_START, SEPARATOR, read_tokenizer
 from model import GPTSingleHead
 
 logger = logging.getLogger(__name__)
 
 CACHE_VERSION = 2
 _CHUNK_BYTES = 8 << 20
-_ROW_START = b'{"token_ids": ['
 
 
 class SrcCodeDataset(Dataset):
@@ -66,21 +66,12 @@ class SrcCodeDataset(Dataset):
         return {"input_ids": self.tokens[index, : self.lengths[index]].tolist()}
 
     def _check_tokenizer(self, model: GPTSingleHead) -> None:
-        meta_file = self.file_path.with_name("meta.json")
-        if not meta_file.is_file():  # a dataset of the 2020 reference has none
-            return
-        try:
-            made_with = json.loads(meta_file.read_text(encoding="utf-8"))["tokenizer"]
-            name, made_print = made_with["name"], made_with["fingerprint"]
-        except (ValueError, KeyError, TypeError):
+        made_with = read_tokenizer(self.file_path.parent)
+        if made_with and made_with["fingerprint"] != self._tokenizer_print:
             raise InputError(
-                f"{meta_file}: not readable as convert.py wrote it; run dataset/convert.py again"
-            ) from None
-        if made_print != self._tokenizer_print:
-            raise InputError(
-                f"{self.file_path}: made with the tokenizer {name} ({made_print}), but the model's is "
-                f"{model.gpt.config.name_or_path} ({self._tokenizer_print}); run dataset/convert.py again with "
-                "--tokenizer set to the model"
+                f"{self.file_path}: made with the tokenizer {made_with['name']} ({made_with['fingerprint']}), but the "
+                f"model's is {model.gpt.config.name_or_path} ({self._tokenizer_print}); run dataset/convert.py again "
+                "with --tokenizer set to the model"
             )
 
     def _key(self, content: str) -> dict:
@@ -266,28 +257,44 @@ def _parse_fast(
     head_of_tail: dict[bytes, int] = {}  # all windows of a source file end in the same label and path
     for line in lines:
         end = line.find(b"]")
-        if not line.startswith(_ROW_START) or end < 0:
+        if not line.startswith(ROW_START) or end < 0:
             return None
         tail = line[end:]
         if tail not in head_of_tail:
             try:
-                head_of_tail[tail] = control_ids[json.loads(_ROW_START + tail)["label"].lower()]
-            except (ValueError, KeyError, AttributeError, TypeError):
+                rest = json.loads(ROW_START + tail)
+                if rest["token_ids"]:  # a second time, which json takes and we here would not
+                    return None
+                head_of_tail[tail] = control_ids[rest["label"].lower()]
+            except (ValueError, RecursionError, KeyError, AttributeError, TypeError):
                 return None
         heads.append(head_of_tail[tail])
-        texts.append(line[len(_ROW_START) : end])
-    if None in heads or b"" in texts:
+        texts.append(line[len(ROW_START) : end])
+    joined = SEPARATOR.join(texts)
+    if None in heads or not _is_plain(joined):
         return None
     counts = np.array([text.count(b",") + 1 for text in texts])
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # np.fromstring only warns of what it cannot read
         try:
-            ids = np.fromstring(b",".join(texts), dtype=np.int64, sep=",")
+            ids = np.fromstring(joined, dtype=np.int64, sep=",")
         except (DeprecationWarning, ValueError):
             return None
-    if len(ids) != counts.sum() or ids.min() < 0 or ids.max() >= vocabulary_size:
+    if len(ids) != counts.sum() or ids.max() >= vocabulary_size:
         return None
     return np.array(heads), counts, ids
+
+
+def _is_plain(text: bytes) -> bool:
+    """Whether a text is natural numbers as JSON spells them, with ", " between: np.fromstring takes much else."""
+    characters = np.frombuffer(b", %b, " % text, np.uint8)
+    digit, comma, space = characters - ord("0") < 10, characters == ord(","), characters == ord(" ")
+    return bool(
+        (digit | comma | space).all()
+        and (comma[:-1] == space[1:]).all()
+        and not (space[:-1] & comma[1:]).any()  # no number between them
+        and not (space[:-3] & (characters[1:-2] == ord("0")) & digit[2:-1]).any()  # a leading zero
+    )
 
 
 def _parse_row(
@@ -299,9 +306,11 @@ def _parse_row(
         InputError: naming `where` and what is wrong with the line.
     """
     remedy = "mend the line or run dataset/convert.py again"
+    if not line.strip():
+        raise InputError(f"{where}: an empty line; remove it or run dataset/convert.py again")
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{where}: not a JSON row, perhaps torn ({error}); {remedy}") from None
     if not isinstance(row, dict) or not isinstance(row.get("label"), str):
         raise InputError(f"{where}: not a row with token_ids and a label; {remedy}")

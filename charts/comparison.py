@@ -64,7 +64,8 @@ def _dev_windows(settings: dict) -> str:
 def write_tables(columns: dict[str, dict[str, float | None]], caption: str, folder: Path) -> None:
     """comparison.md, with the caption and rounded figures, and comparison.csv, with all digits."""
     with atomic_write(folder / "comparison.md") as file:
-        file.write(f"| parameter | {' | '.join(columns)} |\n|---|{'---:|' * len(columns)}\n")
+        names = [name.replace("|", "\\|") for name in columns]
+        file.write(f"| parameter | {' | '.join(names)} |\n|---|{'---:|' * len(columns)}\n")
         for row in ROWS:
             file.write(f"| {row} | {' | '.join(_show(row, column[row]) for column in columns.values())} |\n")
         file.write(f"\n{caption}\n")
@@ -80,7 +81,7 @@ def _show(row: str, value: float | None) -> str:
     return f"{value:.4f}" if isinstance(value, float) and row not in SETTINGS else str(value)
 
 
-def print_table(columns: dict[str, dict[str, float | None]], caption: str) -> None:
+def runs_table(columns: dict[str, dict[str, float | None]]) -> str:
     """The table turned on its side: a line for each run."""
     heads = {
         "steps": "steps",
@@ -92,7 +93,7 @@ def print_table(columns: dict[str, dict[str, float | None]], caption: str) -> No
         "best_step": "at step",
     }
     width = max(map(len, columns))
-    print(" " * width + "".join(f"{head:>12}" for head in heads.values()))
+    lines = [" " * width + "".join(f"{head:>12}" for head in heads.values())]
     for name, column in columns.items():
-        print(f"{name:<{width}}" + "".join(f"{_show(row, column[row]):>12}" for row in heads))
-    print(caption)
+        lines.append(f"{name:<{width}}" + "".join(f"{_show(row, column[row]):>12}" for row in heads))
+    return "\n".join(lines)

@@ -1,81 +1,63 @@
-"""What a converted dataset holds, from its meta.json and rows."""
+"""What a converted dataset holds, from its meta.json."""
 
-import json
 import sys
-from collections import Counter
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from common.command import InputError
-from dataset.convert import FORMAT_VERSION
+from common.model_files import load_tokenizer
+from dataset.format import Meta, counts_table
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 
-def read_meta(path: Path) -> dict:
-    """meta.json of a dataset.
-
-    Raises:
-        InputError: there is none, or it is not as convert.py writes it.
-    """
-    try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
-        if {"flags", "languages", "sources"} <= meta.keys() and meta["format_version"] == FORMAT_VERSION:
-            return meta
-    except (OSError, ValueError, AttributeError, KeyError):
-        pass
-    raise InputError(f"{path}: missing or not as convert.py writes it; run dataset/convert.py again")
-
-
-def count_tokens(jsonl: Path, stride: int) -> Counter:
-    """How often each token id stands in the first `stride` tokens of every window.
-
-    Windows overlap beyond that: so no token counts twice, and only a file's last few are left out.
-    """
-    tokens: Counter = Counter()
-    with jsonl.open(encoding="utf-8") as file:
-        for line in file:
-            numbers = line[line.find("[") + 1 : line.find("]")]
-            tokens.update(numbers.split(", ", stride)[:stride])
-    return Counter({int(token): count for token, count in tokens.items() if token.isdecimal()})
-
-
-def print_features(name: str, meta: dict, lengths: list[int]) -> None:
+def describe(name: str, meta: Meta) -> str:
+    """The counts, then what they do not say of files and windows."""
     flags = meta["flags"]
-    print(f"{name}: windows of {flags['segment_len']} tokens every {flags['stride']}, split by {flags['split_by']}")
-    print(f"{'':<14}{'files':>9}{'windows':>11}{'tokens':>13}{'bytes':>13}{'bytes/token':>13}")
-    for language, splits in meta["languages"].items():
-        for split, counts in splits.items():
-            sizes = counts["files"], counts["windows"], counts["source_tokens"], counts["source_bytes"]
-            ratio = counts["source_bytes"] / max(counts["source_tokens"], 1)
-            print(
-                f"{language + ' ' + split:<14}{sizes[0]:>9,}{sizes[1]:>11,}{sizes[2]:>13,}{sizes[3]:>13,}{ratio:>13.2f}"
-            )
-    ordered = sorted(lengths)
-    median, longest = ordered[len(ordered) // 2], ordered[-1]
-    # A file of n tokens has n // stride windows, of which those that start in its last segment_len tokens are short.
-    windows = sum(n // flags["stride"] for n in lengths)
-    full = sum(max(0, (n - flags["segment_len"]) // flags["stride"] + 1) for n in lengths)
-    print(f"tokens per file: median {median:,}, longest {longest:,}")
-    print(f"windows shorter than {flags['segment_len']} tokens: {1 - full / max(windows, 1):.1%}")
-    print(f"exact copies of other files: {meta['duplicate_files']}")
-    print(f"files skipped: {sum(len(source['skipped']) for source in meta['sources'])}")
-    lengths = list(meta["contamination"][flags["split_by"]])
-    print(f"\n{'dev n-grams in train':<24}" + "".join(f"{'n = ' + n:>10}" for n in lengths))
+    lengths = sorted(file_lengths(meta))
+    splits = [counts for splits in meta["languages"].values() for counts in splits.values()]
+    short = sum(counts["short_windows"] for counts in splits) / max(1, sum(counts["windows"] for counts in splits))
+    return "\n".join(
+        [
+            f"{name}: windows of {flags['segment_len']} tokens every {flags['stride']}, split by {flags['split_by']}",
+            counts_table(meta["languages"]),
+            f"tokens per file: median {lengths[len(lengths) // 2]:,}, longest {lengths[-1]:,}",
+            f"windows shorter than {flags['segment_len']} tokens: {short:.1%}",
+            f"exact copies of other files: {meta['duplicate_files']}",
+            f"files skipped: {sum(len(source['skipped']) for source in meta['sources'])}",
+        ]
+    )
+
+
+def contamination_table(meta: Meta) -> str:
+    """A line for each split that was measured."""
+    chosen = meta["flags"]["split_by"]
+    lengths = list(meta["contamination"][chosen])
+    lines = [f"{'dev n-grams in train':<24}" + "".join(f"{'n = ' + n:>10}" for n in lengths)]
     for split_by, shares in meta["contamination"].items():
-        label = f"split by {split_by}" + " (this)" * (split_by == flags["split_by"])
-        cells = ("-" if shares[n] is None else f"{shares[n]:.2%}" for n in lengths)
-        print(f"{label:<24}" + "".join(f"{cell:>10}" for cell in cells))
+        cells = ("-" if shares.get(n) is None else f"{shares[n]:.2%}" for n in lengths)
+        label = f"split by {split_by}" + " (this)" * (split_by == chosen)
+        lines.append(f"{label:<24}" + "".join(f"{cell:>10}" for cell in cells))
+    return "\n".join(lines)
 
 
-def display_word(meta: dict, token: int) -> str:
-    """A token as text, with its white space made visible; its number where the tokenizer cannot be had."""
-    from common.model_files import load_tokenizer
+def file_lengths(meta: Meta) -> list[int]:
+    """Tokens of each source file."""
+    return [count for source in meta["sources"] for count in source["files"].values()]
 
-    if "loaded" not in meta:
-        try:
-            meta["loaded"] = load_tokenizer(meta["tokenizer"]["name"])
-        except InputError as error:
-            print(f"note: tokens are shown by number ({error})", file=sys.stderr)
-            meta["loaded"] = None
-    if meta["loaded"] is None:
-        return str(token)
-    text = meta["loaded"].decode([token], skip_special_tokens=False)
+
+def frequent_words(meta: Meta) -> list[tuple[str, float]]:
+    """The most frequent tokens as text, or by number where the tokenizer cannot be had, and their share of all."""
+    try:
+        tokenizer = load_tokenizer(meta["tokenizer"]["name"])
+    except InputError as error:
+        print(f"note: tokens are shown by number ({error})", file=sys.stderr)
+        tokenizer = None
+    total = sum(file_lengths(meta))
+    return [(_word(tokenizer, token["id"]), token["count"] / max(total, 1)) for token in meta["frequent_tokens"]]
+
+
+def _word(tokenizer: "Tokenizer | None", token: int) -> str:
+    """A token's text, with its white space made visible."""
+    text = str(token) if tokenizer is None else tokenizer.decode([token], skip_special_tokens=False)
     return text.replace("\n", "⏎").replace("\t", "⇥").replace(" ", "␣")

@@ -1,12 +1,15 @@
 """Charts: curves of runs, features of a dataset."""
 
+import functools
+import math
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from common.files import atomic_write
 
 if TYPE_CHECKING:
     import numpy as np
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -14,6 +17,17 @@ if TYPE_CHECKING:
 # Okabe and Ito's colours, which colour-blind readers tell apart (jfly.uni-koeln.de/color), without the yellow.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 DASHES = ("-", "--")  # in turn, so that a curve shows under one that covers it; with seven colours, 14 styles
+# Where none of these is installed, such characters are drawn as codes.
+CJK_FONTS = (
+    "Noto Sans CJK JP",
+    "Noto Sans CJK SC",
+    "WenQuanYi Micro Hei",
+    "WenQuanYi Zen Hei",
+    "PingFang SC",
+    "Hiragino Sans",
+    "Microsoft YaHei",
+    "Yu Gothic",
+)
 AXES = {"step": "optimizer steps", "tokens": "tokens trained on", "time": "minutes of training"}
 
 
@@ -35,6 +49,26 @@ def _figure() -> "tuple[Figure, Axes]":
     return figure, axes
 
 
+@functools.cache
+def _fonts() -> list[str]:
+    """The font families that text is drawn with, those for what DejaVu lacks only where they are installed."""
+    from matplotlib import font_manager
+
+    return ["DejaVu Sans", *(name for name in CJK_FONTS if name in font_manager.get_font_names())]
+
+
+def _text(name: str) -> dict[str, Any]:
+    """A name of the user's as arguments of Text: not read as TeX, and what no font has as a code, \\u6f22."""
+    from matplotlib import font_manager
+    from matplotlib.ft2font import FT2Font
+
+    fonts = [FT2Font(font_manager.findfont(family)) for family in _fonts()]
+    drawn = [
+        c if any(font.get_char_index(ord(c)) for font in fonts) else c.encode("unicode_escape").decode() for c in name
+    ]
+    return {"text": "".join(drawn), "fontfamily": _fonts(), "parse_math": False}
+
+
 def line_chart(
     lines: list[Line], levels: list[Line], axis: str, y_label: str, is_noisy: bool, may_be_log: bool
 ) -> "Figure":
@@ -42,31 +76,34 @@ def line_chart(
 
     Args:
         axis: what x is, of AXES.
-        is_noisy: draw the values faintly, and a moving mean over a fiftieth of them.
+        is_noisy: draw the values thin and faint, and over them their moving mean.
         may_be_log: a logarithmic y axis where the values, all positive or all negative, span more than a factor of 10.
     """
     from matplotlib.ticker import EngFormatter
 
     figure, axes = _figure()
+    legend = []
     for line in lines:
-        look = {"color": COLOURS[line.style % len(COLOURS)], "linestyle": DASHES[line.style % 2], "label": line.label}
-        width = len(line.y) // 50
+        look = {"color": COLOURS[line.style % len(COLOURS)], "linestyle": DASHES[line.style % 2]}
+        width = len(line.y) // 20
         if is_noisy and width > 1:
-            axes.plot(line.x, line.y, color=look["color"], alpha=0.2, linewidth=0.8)
-            axes.plot(moving_mean(line.x, width), moving_mean(line.y, width), **look)
+            axes.plot(line.x, line.y, color=look["color"], alpha=0.3, linewidth=0.6)
+            (curve,) = axes.plot(moving_mean(line.x, width), moving_mean(line.y, width), **look)
         else:
-            axes.plot(line.x, line.y, **look, marker="o" if len(line.x) < 30 else None, markersize=3)
+            (curve,) = axes.plot(line.x, line.y, **look, marker="o" if len(line.x) < 30 else None, markersize=3)
+        legend.append((curve, line.label))
     for level in levels:
-        axes.axhline(level.y[0], color=COLOURS[level.style % len(COLOURS)], linestyle=":", label=level.label)
+        colour = COLOURS[level.style % len(COLOURS)]
+        legend.append((axes.axhline(level.y[0], color=colour, linestyle=":"), level.label))
     axes.set_xlabel(AXES[axis])
     axes.xaxis.set_major_formatter("{x:g}" if axis == "time" else EngFormatter(sep=""))
     axes.set_ylabel(y_label)
     axes.yaxis.set_major_formatter("{x:,g}")
-    values = [value for line in [*lines, *levels] for value in line.y]
+    values = [value for line in [*lines, *levels] for value in line.y if math.isfinite(value)] or [0]
     smallest = min(map(abs, values))
     if may_be_log and min(values) * max(values) > 0 and max(map(abs, values)) > 10 * smallest:
         _set_log_y(axes, smallest, is_negative=max(values) < 0)
-    _add_legend(figure, axes)
+    _add_legend(figure, axes, legend)
     return figure
 
 
@@ -89,15 +126,23 @@ def _set_log_y(axes: "Axes", smallest: float, is_negative: bool) -> None:
     axes.yaxis.set_minor_formatter("{x:,g}")
 
 
-def _add_legend(figure: "Figure", axes: "Axes") -> None:
+def _add_legend(figure: "Figure", axes: "Axes", entries: "list[tuple[Artist, str]]") -> None:
     """Names outside the data, each once; a single name is the title."""
-    handles = {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    handles = {label: handle for handle, label in entries}
     if len(handles) == 1:
-        axes.set_title(next(iter(handles)))
-    else:
-        figure.legend(
-            handles.values(), handles.keys(), loc="outside lower center", ncols=min(3, len(handles)), frameon=False
-        )
+        _set_title(axes, entries[0][1])
+        return
+    # Not by the labels of the handles: matplotlib leaves out those that begin with _.
+    columns = min(3, len(handles))
+    legend = figure.legend(
+        [*handles.values()], [""] * len(handles), loc="outside lower center", ncols=columns, frameon=False
+    )
+    for text, label in zip(legend.get_texts(), handles, strict=True):
+        text.set(**_text(label))
+
+
+def _set_title(axes: "Axes", name: str) -> None:
+    axes.title.set(**_text(name))
 
 
 def moving_mean(values: list[float], width: int) -> "np.ndarray":
@@ -117,7 +162,7 @@ def histogram(lengths: list[int], title: str) -> "Figure":
     axes.xaxis.set_major_formatter("{x:,g}")
     axes.set_xlabel("tokens in the file")
     axes.set_ylabel("files")
-    axes.set_title(title)
+    _set_title(axes, title)
     return figure
 
 
@@ -126,11 +171,13 @@ def bars(words: list[tuple[str, float]], title: str) -> "Figure":
     figure, axes = _figure()
     figure.set_size_inches(7, 6)
     axes.barh(range(len(words)), [100 * share for _, share in words], color=COLOURS[0])
-    axes.set_yticks(range(len(words)), [word for word, _ in words], fontfamily="monospace", parse_math=False)
+    axes.set_yticks(range(len(words)), [word for word, _ in words])
+    for label, (word, _) in zip(axes.get_yticklabels(), words, strict=True):
+        label.set(**_text(word) | {"fontfamily": ["DejaVu Sans Mono", *_fonts()]})
     axes.invert_yaxis()
     axes.grid(visible=False, axis="y")
     axes.set_xlabel("share of all tokens (%)")
-    axes.set_title(title)
+    _set_title(axes, title)
     return figure
 
 
@@ -140,25 +187,28 @@ def contamination_chart(meta: dict, title: str) -> "Figure":
     splits = meta["contamination"]
     lengths = list(splits[meta["flags"]["split_by"]])
     height = 0.8 / len(lengths)
+    legend = []
     for number, length in enumerate(lengths):
-        shares = [100 * (of_split[length] or 0) for of_split in splits.values()]
+        shares = [of_split.get(length) for of_split in splits.values()]
         places = [place + number * height for place in range(len(splits))]
-        drawn = axes.barh(places, shares, 0.9 * height, color=COLOURS[number], label=f"{length}-grams")
-        axes.bar_label(drawn, fmt="%.1f %%", padding=3)
+        bars = axes.barh(places, [100 * (share or 0) for share in shares], 0.9 * height, color=COLOURS[number])
+        labels = ["none to measure" if share is None else f"{share:.1%}" for share in shares]
+        axes.bar_label(bars, labels, padding=3)
+        legend.append((bars, f"{length}-grams"))
     axes.set_yticks([place + 0.4 - height / 2 for place in range(len(splits))], [f"split by {name}" for name in splits])
     axes.invert_yaxis()
     axes.grid(visible=False, axis="y")
     axes.set_xlim(0, 115)
     axes.set_xticks(range(0, 101, 20))
     axes.set_xlabel("share of dev's n-grams that stand in train (%)")
-    axes.set_title(title)
-    _add_legend(figure, axes)
+    _set_title(axes, title)
+    _add_legend(figure, axes, legend)
     return figure
 
 
-def save(figure: "Figure", path: Path) -> None:
+def save(figure: "Figure", path: Path) -> Path:
     import matplotlib
 
     with atomic_write(path, "wb") as file, matplotlib.rc_context({"pdf.fonttype": 42}):  # text that stays text
         figure.savefig(file, format=path.suffix[1:], dpi=150)
-    print(path)
+    return path

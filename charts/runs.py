@@ -1,17 +1,43 @@
-"""Training runs as they lie on the disk: their TensorBoard files, and a table of several in the lab report's layout."""
+"""Training runs as they lie on the disk: their TensorBoard files and settings."""
 
 import itertools
-import json
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypedDict
 
 from common.command import InputError
 from common.files import ROOT
+from common.json_files import read_json
+from dataset.format import read_split
 from training.recipes import RESULTS
 
 Curve = dict[int, float]  # optimizer step -> value
+PERPLEXITY = "eval_perplexity_dev"
+# What the Trainer of Hugging Face calls the same.
+ALIASES = {
+    "train/loss": "loss_train_recent",
+    "eval/loss": "loss_dev",
+    "train/learning_rate": "lr",
+    "train/grad_norm": "grad_norm",
+    "train/num_input_tokens_seen": "tokens_seen",
+}
+
+
+class Settings(TypedDict, total=False):
+    """What is read of a run's hyperparams.json."""
+
+    model_select: str
+    from_scratch: bool
+    dataset_name: str
+    recipe: str
+    dev_windows: int
+    num_epochs_train: int
+    max_seq_length: int
+    lr: float
+    warmup_ratio: float
 
 
 @dataclass
@@ -20,14 +46,14 @@ class Run:
 
     Attributes:
         scalars: by name, in the order of the steps; what a restart has made void is left out.
-        minutes: step -> time in training up to then; the pause before a restart does not count.
+        minutes: step -> time in training up to then; the pause before a restart of ours does not count.
         settings: hyperparams.json; empty for a run of another program.
     """
 
     name: str
     scalars: dict[str, Curve] = field(default_factory=dict)
     minutes: Curve = field(default_factory=dict)
-    settings: dict = field(default_factory=dict)
+    settings: Settings = field(default_factory=Settings)
 
     def positions(self, steps: Sequence[int], axis: str) -> list[float]:
         """Where steps lie on an axis: "step", "tokens" (trained on) or "time" (minutes).
@@ -54,23 +80,23 @@ class Run:
         """Its name, and how it is split today."""
         name = self.settings.get("dataset_name", "unknown")
         try:
-            meta = json.loads((ROOT / "dataset" / name / "json" / "meta.json").read_text(encoding="utf-8"))
-            return f"{name} (split by {meta['flags']['split_by']})"
-        except (OSError, ValueError, KeyError, TypeError):
+            return f"{name} (split by {read_split(ROOT / 'dataset' / name / 'json')})"
+        except InputError:
             return name
 
-    def last(self, scalar: str) -> float | None:
-        return next(reversed(self.scalars.get(scalar, {}).values()), None)
+    def last(self, *scalars: str) -> float | None:
+        """The last value of the first of the scalars that has been logged."""
+        return next((next(reversed(self.scalars[name].values())) for name in scalars if name in self.scalars), None)
 
     def results(self) -> dict[str, float | None]:
         """The rows of the report's table, then what it lacks."""
-        perplexities = self.scalars.get("eval_perplexity_dev", {})
-        best = min(perplexities, key=perplexities.__getitem__, default=None)
+        finite = {step: value for step, value in self.scalars.get(PERPLEXITY, {}).items() if math.isfinite(value)}
+        best = min(finite, key=finite.__getitem__, default=None)
         values = (
-            -perplexities[best] if best is not None else None,
-            self.last("eval_perplexity_dev"),
+            -finite[best] if best is not None else None,
+            self.last(PERPLEXITY),
             self.last("loss_dev"),
-            self.last("loss_train"),
+            self.last("loss_train", "loss_train_recent"),
         )
         return dict(zip(RESULTS, values, strict=True)) | {
             "perplexity_padded": self.last("eval_perplexity_padded_dev"),
@@ -83,56 +109,47 @@ def read_run(folder: Path, name: str) -> Run:
     """Read a run folder, or a bare folder of TensorBoard files; the run may be going on, or have been restarted.
 
     Raises:
-        InputError: no such folder, or no readable TensorBoard file in it.
+        InputError: no such folder, no readable TensorBoard file with scalars in it, or a hyperparams.json that is not
+            as train.py writes it.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; name a run folder, as model/<run_name>")
     logs = folder / "tensorboard" if (folder / "tensorboard").is_dir() else folder
-    run = Run(name, settings=_settings(folder))
-    files = [read for file in sorted(logs.glob("*tfevents*")) if (read := _read_file(file)).events]
-    for file in sorted(files, key=lambda file: file.started):
-        _add(file, run)
+    settings = folder / "hyperparams.json"
+    run = Run(name, settings=read_json(settings, Settings, "mend it or move it away") if settings.exists() else {})
+    files = [read_events(file) for file in sorted(logs.glob("*tfevents*")) if file.is_file()]
+    started = 0.0  # so that `minutes` leaves out a pause, the time at which the run would have begun without one
+    for events in sorted(filter(None, files), key=lambda events: events[0].wall_time):
+        started = started or events[0].wall_time
+        for event in events:
+            if event.HasField("session_log") and event.session_log.status == event.session_log.START:
+                for curve in (*run.scalars.values(), run.minutes):
+                    for step in [step for step in curve if step >= event.step]:
+                        del curve[step]
+                started = event.wall_time - 60 * max(run.minutes.values(), default=0.0)
+            for tag, value in scalars_of(event):
+                run.scalars.setdefault(ALIASES.get(tag, tag), {})[event.step] = value
+                run.minutes[event.step] = (event.wall_time - started) / 60
+    run.scalars = {tag: dict(sorted(curve.items())) for tag, curve in run.scalars.items() if curve}
+    run.minutes = dict(sorted(run.minutes.items()))
     if not run.scalars:
         raise InputError(f"{logs}: holds no TensorBoard file with scalars; has the run logged yet?")
-    perplexities = run.scalars.get("eval_perplexity_dev", {})
+    perplexities = {step: value for step, value in run.scalars.get(PERPLEXITY, {}).items() if math.isfinite(value)}
     best = itertools.accumulate((-value for value in perplexities.values()), max)
-    run.scalars.setdefault("best_score_for_perplexity", dict(zip(perplexities, best, strict=True)))
+    if perplexities:
+        run.scalars.setdefault("best_score_for_perplexity", dict(zip(perplexities, best, strict=True)))
     return run
 
 
-@dataclass
-class _EventFile:
-    started: float = 0.0  # time of its first record
-    purge_step: int | None = None  # what earlier files have from this step on is void
-    events: list[tuple[int, float, str, float]] = field(default_factory=list)  # step, time, scalar, value
-
-
-def _settings(folder: Path) -> dict:
-    file = folder / "hyperparams.json"
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except ValueError:
-        raise InputError(f"{file}: is not JSON; mend it or move it away") from None
-
-
-def _read_file(path: Path) -> _EventFile:
-    """The scalars of one file, as far as it is whole; says in a line on stderr if it is not."""
+def read_events(path: Path) -> list:
+    """The records of one TensorBoard file, as far as it is whole; says in a line on stderr if it is not."""
     from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
-    from tensorboard.compat.proto.event_pb2 import SessionLog
 
-    file, records = _EventFile(), 0
     begun = _count_records(path)  # before reading, as the run may be going on
-    for event in LegacyEventFileLoader(str(path)).Load():
-        records += 1
-        file.started = file.started or event.wall_time
-        if event.HasField("session_log") and event.session_log.status == SessionLog.START:
-            file.purge_step = event.step
-        file.events += [(event.step, event.wall_time, tag, value) for tag, value in _scalars(event)]
-    if records < begun:
-        print(f"note: {path}: torn or empty; {records} whole records are used", file=sys.stderr)
-    return file
+    events = list(LegacyEventFileLoader(str(path)).Load())
+    if len(events) < begun:
+        print(f"note: {path}: torn or empty; {len(events)} whole records are used", file=sys.stderr)
+    return events
 
 
 def _count_records(file: Path) -> int:
@@ -145,7 +162,7 @@ def _count_records(file: Path) -> int:
     return max(records, 1)
 
 
-def _scalars(event) -> Iterator[tuple[str, float]]:
+def scalars_of(event) -> Iterator[tuple[str, float]]:
     from tensorboard.util.tensor_util import make_ndarray
 
     for value in event.summary.value:
@@ -155,29 +172,3 @@ def _scalars(event) -> Iterator[tuple[str, float]]:
             array = make_ndarray(value.tensor)
             if array.size == 1 and array.dtype.kind in "fiu":
                 yield value.tag, array.item()
-
-
-def _add(file: _EventFile, run: Run) -> None:
-    """Add a file to the earlier ones of its run.
-
-    Our restarts say which steps of their predecessor are void; with those of others, each curve goes on where the new
-    file begins it.
-    """
-    if file.purge_step is not None:
-        for curve in run.scalars.values():
-            _cut(curve, file.purge_step)
-    _cut(run.minutes, file.events[0][0] if file.purge_step is None else file.purge_step)
-    earlier = max(run.minutes.values(), default=0.0)
-    begun = set()
-    for step, time, name, value in file.events:
-        curve = run.scalars.setdefault(name, {})
-        if name not in begun:
-            _cut(curve, step)
-            begun.add(name)
-        curve[step] = value
-        run.minutes[step] = earlier + (time - file.started) / 60
-
-
-def _cut(curve: Curve, first: int) -> None:
-    for step in [step for step in curve if step >= first]:
-        del curve[step]

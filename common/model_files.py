@@ -26,7 +26,12 @@ HUB_TIMEOUT_S = 5
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
 # What transformers can make a tokenizer from; without any it would make one that knows no word.
 _ANY_TOKENIZER_FILE = (*_TOKENIZER_FILES, "tokenizer.model", "spiece.model", "vocab.txt")
-_WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+_WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
 
 
 def find_pretrained(name_or_path: str, weights: bool = True) -> Path:
@@ -124,6 +129,9 @@ def load_tokenizer(name_or_path: str) -> "Tokenizer":
             tokenizer.decoder = decoders.ByteLevel()
     except Exception as error:  # the Rust library raises bare Exceptions
         raise InputError(f"{folder}: cannot be read as a tokenizer ({error})") from None
+    # What a file says of lengths is meant for one use of it; here it would cut every source file short.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
     tokenizer.encode_special_tokens = True
     return tokenizer
 

@@ -10,32 +10,39 @@ if TYPE_CHECKING:
 FILES_AT_ONCE = 1000  # whose hashes are held in memory together
 
 
-def contamination(files: "list[SourceFile]", segment_len: int, n: int) -> float | None:
+def contamination(files: "list[SourceFile]", in_dev: list[np.ndarray], segment_len: int, n: int) -> float | None:
     """Share of dev's n-grams that stand in train word for word; None if no dev window is n tokens long.
 
     Counted over token positions: position p is a split's if one of its windows covers [p, p + n).
+
+    Args:
+        in_dev: of each file, which windows are in dev: [windows] bool.
     """
-    dev = np.sort(split_hashes(files, True, segment_len, n))
+    dev = np.sort(split_hashes(files, in_dev, segment_len, n))
     if not len(dev):
         return None
     found = np.zeros(len(dev), dtype=bool)
     for i in range(0, len(files), FILES_AT_ONCE):
-        train = np.sort(split_hashes(files[i : i + FILES_AT_ONCE], False, segment_len, n))
+        some = slice(i, i + FILES_AT_ONCE)
+        train = np.sort(split_hashes(files[some], [~chosen for chosen in in_dev[some]], segment_len, n))
         if len(train):
             at = np.searchsorted(train, dev).clip(max=len(train) - 1)  # quick, since both are sorted
             found |= train[at] == dev
     return round(float(found.mean()), 6)
 
 
-def split_hashes(files: "list[SourceFile]", is_dev: bool, segment_len: int, n: int) -> np.ndarray:
-    """[n-grams of the files' windows in a split] uint64"""
-    return np.concatenate([ngram_hashes(file.ids, n)[covered(file, is_dev, segment_len, n)] for file in files])
+def split_hashes(files: "list[SourceFile]", chosen: list[np.ndarray], segment_len: int, n: int) -> np.ndarray:
+    """[n-grams of the chosen windows] uint64"""
+    pairs = zip(files, chosen, strict=True)
+    return np.concatenate(
+        [ngram_hashes(file.ids, n)[covered(file, of_file, segment_len, n)] for file, of_file in pairs]
+    )
 
 
-def covered(file: "SourceFile", is_dev: bool, segment_len: int, n: int) -> np.ndarray:
-    """[max(0, tokens - n + 1)] bool: the positions whose n-gram lies in a window of the split."""
+def covered(file: "SourceFile", chosen: np.ndarray, segment_len: int, n: int) -> np.ndarray:
+    """[max(0, tokens - n + 1)] bool: the positions whose n-gram lies in a chosen window; chosen: [windows] bool."""
     positions = max(0, len(file.ids) - n + 1)
-    starts = file.starts[file.in_dev == is_dev]
+    starts = file.starts[chosen]
     ends = np.minimum(starts + segment_len - n + 1, positions)  # of the positions that each window gives
     starts, ends = starts[ends > starts], ends[ends > starts]
     opened = np.bincount(starts, minlength=positions + 1) - np.bincount(ends, minlength=positions + 1)

@@ -5,11 +5,11 @@ python dataset/convert.py --source ~/my_project --dataset_name my_project       
 python dataset/convert.py                      # TheAlgorithms in dataset/Python and dataset/Java, GPT-2's vocabulary
 """
 
-import itertools
 import json
 import os
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from common.command import Flags, InputError, flag, folder_name, parse_flags, run_command
 from common.files import ROOT, replace_folder
 from common.model_files import fingerprint, load_tokenizer
-from dataset.sources import DEFAULT_SOURCES, SourceFile, describe_sources, find_sources, tokenize_files
-from dataset.splits import measure_splits
+from dataset.format import FILES, FORMAT_VERSION, Counts, FrequentToken, counts_table, write_rows
+from dataset.sources import (
+    DEFAULT_SOURCES,
+    Omission,
+    SourceFile,
+    find_sources,
+    portable,
+    say_left_out,
+    source_root,
+    source_version,
+)
+from dataset.splits import choose_split, measure_splits
+from dataset.windows import tokenize_files
 
-FORMAT_VERSION = 2
+FREQUENT_TOKENS = 50  # in meta.json
 
 
 @dataclass
@@ -38,6 +49,9 @@ class ConvertConfig(Flags):
         type=str,
         nargs="+",
         metavar="DIR",
+    )
+    include_ignored: bool = flag(
+        False, "take also installed packages, virtual environments, build output and what git ignores"
     )
     tokenizer: str = flag("gpt2", "model name, Hub id or local folder whose vocabulary cuts the text")
     dataset_name: str = flag(
@@ -58,46 +72,87 @@ def main() -> None:
     if config.num_workers:
         os.environ["RAYON_NUM_THREADS"] = str(config.num_workers)
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
-    files = find_sources(config.source)
+    folder = ROOT / "dataset" / config.dataset_name / "json"
+    check_output(folder, config.source)
+    found = find_sources(config.source, config.include_ignored)
     tokenizer = load_tokenizer(config.tokenizer)
-    files, skipped = tokenize_files(files, tokenizer, config.stride)
+    files, skipped = tokenize_files(found.files, tokenizer, config.stride)
+    skipped += found.skipped
     if not files:
-        reasons = ", ".join(sorted({reason for _, reason in skipped}))
+        reasons = ", ".join(sorted({omission.reason for omission in skipped}))
         raise InputError(f"{' '.join(config.source)}: no file can be used ({reasons}); name other sources")
-    languages = {label: [f for f in files if f.label == label] for label in sorted({f.label for f in files})}
-    contaminations = measure_splits(languages, config.segment_len, config.split_by, config.dev_size, config.seed)
+    languages, omitted = split_languages(files, config)
+    files = [file for file in files if file.label in languages]
+    skipped += omitted
     meta = {
         "format_version": FORMAT_VERSION,
-        # without num_workers, which changes nothing in the result
-        "flags": {name: value for name, value in asdict(config).items() if name != "num_workers"},
+        "flags": describe_flags(config),
         "tokenizer": {
-            "name": config.tokenizer,
+            "name": portable(config.tokenizer),
             "fingerprint": fingerprint(tokenizer),
             "vocab_size": tokenizer.get_vocab_size(),
         },
         "languages": {label: count(of_language, config.segment_len) for label, of_language in languages.items()},
-        "contamination": contaminations,
+        "contamination": measure_splits(languages, config.segment_len, config.split_by, config.dev_size, config.seed),
         "duplicate_files": len(files) - len({file.digest for file in files}),
-        "sources": describe_sources(files, skipped),
+        "frequent_tokens": frequent_tokens(files),
+        "sources": describe_sources(config.source, files, skipped, found.left_out),
     }
-    folder = ROOT / "dataset" / config.dataset_name / "json"
     with replace_folder(folder, durable=False) as new:
         write_rows(files, config.segment_len, new)
         (new / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
-    print_summary(meta, folder)
+    print_summary(meta, files, found.left_out)
+    print(f"written: {folder}")
 
 
-# ---- reading
+def check_output(folder: Path, sources: Sequence[str]) -> None:
+    """
+    Raises:
+        InputError: replacing the folder would delete what is not ours.
+    """
+    inside = [source for source in sources if folder in (root := source_root(source).resolve(), *root.parents)]
+    if inside:
+        raise InputError(f"--source {inside[0]}: lies in {folder}, which is replaced; move it or choose --dataset_name")
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise InputError(f"{folder}: is not a folder; move it away or choose another --dataset_name")
+    foreign = sorted({file.name for file in folder.glob("*")} - set(FILES))
+    if foreign:
+        raise InputError(
+            f"{folder}: holds {foreign[0]}, which convert.py has not written; move it away or choose another "
+            "--dataset_name"
+        )
 
 
-# ---- splitting
+def split_languages(
+    files: list[SourceFile], config: ConvertConfig
+) -> tuple[dict[str, list[SourceFile]], list[Omission]]:
+    """The files by their language, with `in_dev` filled in; and those of languages that have too few for a split.
+
+    Raises:
+        InputError: none has enough.
+    """
+    languages, omitted, error = {}, [], None
+    for label in sorted({file.label for file in files}):
+        of_language = [file for file in files if file.label == label]
+        try:
+            in_dev = choose_split(of_language, config.split_by, config.dev_size, config.seed)
+        except InputError as refusal:
+            error = error or refusal
+            reason = f"too few {label} files for a train and a dev split"
+            omitted += [Omission(file.source, file.path, reason) for file in of_language]
+            continue
+        for file, mask in zip(of_language, in_dev, strict=True):
+            file.in_dev = mask
+        languages[label] = of_language
+    if not languages:
+        raise error
+    return languages, omitted
 
 
-# ---- measuring
+# ---- measuring ------------------------------------------------------------------------------------------------------
 
 
-def count(files: list[SourceFile], segment_len: int) -> dict[str, dict[str, int]]:
-    """Per split: files with a window in it, windows, tokens of the windows, and those files' own tokens and bytes."""
+def count(files: list[SourceFile], segment_len: int) -> dict[str, Counts]:
     counts = {}
     for name, is_dev in (("train", False), ("dev", True)):
         chosen = [file for file in files if (file.in_dev == is_dev).any()]
@@ -105,49 +160,71 @@ def count(files: list[SourceFile], segment_len: int) -> dict[str, dict[str, int]
         counts[name] = {
             "files": len(chosen),
             "windows": sum(map(len, lengths)),
-            "window_tokens": int(sum(map(sum, lengths))),
+            "short_windows": sum(int((of_file < segment_len).sum()) for of_file in lengths),
+            "window_tokens": sum(int(of_file.sum()) for of_file in lengths),
             "source_tokens": sum(len(file.ids) for file in chosen),
             "source_bytes": sum(file.n_bytes for file in chosen),
         }
     return counts
 
 
-# ---- writing
-
-
-def write_rows(files: list[SourceFile], segment_len: int, folder: Path) -> None:
-    """One JSON row a window; `token_ids` comes first, which is what lets data.py read a row without a JSON parser."""
+def frequent_tokens(files: list[SourceFile]) -> list[FrequentToken]:
     import numpy as np
 
-    head = b'{"token_ids": ['
-    with (folder / "train.jsonl").open("wb") as train, (folder / "dev.jsonl").open("wb") as dev:
-        for file in files:
-            words = [b"%d" % token_id for token_id in file.ids.tolist()]
-            text = b", ".join(words) + b", "
-            at = np.cumsum([0, *(len(word) + 2 for word in words)]).tolist()  # token number -> offset in text
-            tail = f'], "label": "{file.label}", "path": {json.dumps(file.path)}}}\n'.encode()
-            ends = (file.starts + segment_len).clip(max=len(words)).tolist()
-            rows = [
-                head + text[at[start] : at[end] - len(b", ")] + tail
-                for start, end in zip(file.starts.tolist(), ends, strict=True)
-            ]
-            train.writelines(itertools.compress(rows, (~file.in_dev).tolist()))
-            dev.writelines(itertools.compress(rows, file.in_dev.tolist()))
+    counts = np.zeros(1 + max(file.ids.max() for file in files), dtype=np.int64)
+    for file in files:
+        tokens, of_file = np.unique(file.ids, return_counts=True)
+        counts[tokens] += of_file
+    frequent = np.argsort(-counts, kind="stable")[:FREQUENT_TOKENS]
+    return [{"id": int(token), "count": int(counts[token])} for token in frequent if counts[token]]
 
 
-def print_summary(meta: dict[str, Any], folder: Path) -> None:
-    n_files = sum(len(source["files"]) for source in meta["sources"])
+def describe_flags(config: ConvertConfig) -> dict[str, Any]:
+    """Without num_workers, which changes nothing in the result."""
+    flags = asdict(config) | {"source": list(map(portable, config.source))}
+    del flags["num_workers"]
+    return {name: portable(value) if isinstance(value, str) else value for name, value in flags.items()}
+
+
+def describe_sources(
+    names: Sequence[str], files: list[SourceFile], skipped: list[Omission], left_out: list[Omission]
+) -> list[dict[str, Any]]:
+    """Each source's name, version, files with their number of tokens, and with reasons what is not among them."""
+    described = {
+        portable(name): {
+            "source": portable(name),
+            "version": source_version(name),
+            "files": {},
+            "skipped": {},
+            "left_out": {},
+        }
+        for name in names
+    }
+    for file in files:
+        described[file.source]["files"][file.path] = len(file.ids)
+    for part, omissions in (("skipped", skipped), ("left_out", left_out)):
+        for omission in omissions:
+            described[omission.source][part][omission.path] = omission.reason
+    return [source for source in described.values() if source["files"] or source["skipped"] or source["left_out"]]
+
+
+# ---- telling --------------------------------------------------------------------------------------------------------
+
+
+def print_summary(meta: dict[str, Any], files: list[SourceFile], left_out: list[Omission]) -> None:
     reasons = Counter(reason for source in meta["sources"] for reason in source["skipped"].values())
     details = ", ".join(f"{number} {reason}" for reason, number in sorted(reasons.items()))
-    print(f"{n_files} files read, {reasons.total()} skipped{f' ({details})' * bool(details)}")
-    print(f"{'':14}{'files':>8}{'windows':>12}{'window tokens':>16}{'source tokens':>16}{'source bytes':>16}")
+    print(f"{len(files)} files read, {reasons.total()} skipped{f' ({details})' * bool(details)}")
+    if left_out:
+        print(say_left_out(left_out))
     for label, splits in meta["languages"].items():
-        for name, counts in splits.items():
-            cells = "".join(f"{n:>{w},}" for n, w in zip(counts.values(), (8, 12, 16, 16, 16), strict=True))
-            print(f"{label + ' ' + name:14}{cells}")
+        largest = max((file for file in files if file.label == label), key=lambda file: len(file.starts))
+        share = len(largest.starts) / sum(counts["windows"] for counts in splits.values())
+        if share > 0.5:
+            print(f"note: {largest.path} alone gives {share:.0%} of the {label} windows; is it generated?")
+    print(counts_table(meta["languages"]))
     for n, share in meta["contamination"][meta["flags"]["split_by"]].items():
         print(f"dev {n}-grams that stand in train: {'none to measure' if share is None else f'{share:.2%}'}")
-    print(f"written: {folder}")
 
 
 if __name__ == "__main__":

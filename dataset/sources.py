@@ -1,23 +1,21 @@
-"""Finding, reading and tokenizing source files."""
+"""Finding and reading source files, whatever else lies among them."""
 
-import hashlib
 import os
+import stat
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 from common.command import InputError
 from common.files import ROOT
-from common.source_code import LABELS
+from common.source_code import NotSourceCode, label_of, read_source
 
 if TYPE_CHECKING:
     import numpy as np
-    from tokenizers import Tokenizer
-
 
 DEFAULT_SOURCES = ("dataset/Python", "dataset/Java")
 # Besides tests and demos: generated tables, a quarter of the tokens, that would flatter any dev score.
@@ -31,7 +29,8 @@ STDLIB_LEFT_OUT = {
     "site-packages",
     "dist-packages",
 }
-BATCH_CHARACTERS = 1_000_000  # tokenized at once: enough for every core, small enough for memory
+INSTALLED = {"site-packages", "dist-packages", "node_modules"}
+INSTALLED_OR_BUILT = {"venv", "build", "dist"}  # unless they are packages, as the standard library's venv is
 
 
 @dataclass
@@ -47,27 +46,45 @@ class SourceFile:
     in_dev: "np.ndarray" = field(default=None)  # [windows] bool
 
 
-def find_sources(sources: Sequence[str]) -> list[SourceFile]:
+class Omission(NamedTuple):
+    source: str  # as the user named it
+    path: str  # of a file or folder, below the source's root
+    reason: str
+
+
+class Found(NamedTuple):
+    """What a search gave."""
+
+    files: list[SourceFile]
+    left_out: list[Omission]
+    skipped: list[Omission]
+
+
+def find_sources(sources: Sequence[str], include_ignored: bool = False) -> Found:
     """Every .py and .java file of the sources, in the order of the sources, then of the paths.
 
-    Hidden folders and caches are left out, and of the default sources those that do not exist.
+    Hidden folders, caches and linked folders are left out without a word; so are, of the default sources, those that
+    do not exist.
 
+    Args:
+        include_ignored: take also what was installed or built, and what git ignores.
     Raises:
         InputError: a source that does not exist, or no file in any of them.
     """
-    if sources == DEFAULT_SOURCES:
+    if tuple(sources) == DEFAULT_SOURCES:
         sources = [source for source in sources if source_root(source).is_dir()]
-    found = []
+    found = Found([], [], [])
     for source in sources:
-        root = source_root(source)
-        if not root.exists():
-            raise InputError(f"--source {source}: no such file or folder")
-        files = _walk(root, STDLIB_LEFT_OUT if source == "stdlib" else set())
-        paths = {(file.relative_to(root).as_posix() if file != root else file.name): file for file in files}
-        found += [SourceFile(file, source, path, LABELS[file.suffix]) for path, file in sorted(paths.items())]
-    if not found:
+        if not source_root(source).exists():
+            raise InputError(f"--source {portable(source)}: no such file or folder")
+        for part, of_source in zip(found, _search(source, include_ignored), strict=True):
+            part += sorted(of_source, key=lambda item: item.path)
+    if not found.files:
+        reasons = sorted({omission.reason for omission in found.skipped})
+        reasons += [say_left_out(found.left_out)] if found.left_out else []
         raise InputError(
-            f"no .py or .java file in {' or '.join(sources or DEFAULT_SOURCES)}; name a folder of source code with "
+            f"no .py or .java file in {' or '.join(map(portable, sources or DEFAULT_SOURCES))}"
+            f"{' (' * bool(reasons)}{'; '.join(reasons)}{')' * bool(reasons)}; name a folder of source code with "
             "--source DIR, or take Python's own library with --source stdlib"
         )
     return found
@@ -79,60 +96,90 @@ def source_root(source: str) -> Path:
     return ROOT / source if source in DEFAULT_SOURCES else Path(source)
 
 
-def _walk(root: Path, skip: set[str]) -> Iterator[Path]:
-    if root.is_file():
-        yield from [root] if root.suffix in LABELS else []
-    for folder, subfolders, names in os.walk(root):
-        subfolders[:] = [name for name in subfolders if name not in skip and not name.startswith((".", "__pycache__"))]
-        yield from (Path(folder, name) for name in names if Path(name).suffix in LABELS)
+def portable(name: str) -> str:
+    """A file's name as UTF-8 has it, whatever the locale has made of its bytes."""
+    return os.fsencode(name).decode("utf-8", "surrogateescape")
 
 
-def read_text(file: Path) -> str:
-    """A source file's text without a byte-order mark, its line ends as `\\n`.
-
-    Raises:
-        UnicodeDecodeError: not UTF-8.
-    """
-    return file.read_bytes().decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+def say_left_out(left_out: list[Omission]) -> str:
+    names = [omission.path for omission in left_out]
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"left out: {', '.join(names[:3])}{more}; --include_ignored takes them"
 
 
-def tokenize_files(
-    files: list[SourceFile], tokenizer: "Tokenizer", stride: int
-) -> tuple[list[SourceFile], list[tuple[SourceFile, str]]]:
-    """Fill in the files' ids and starts. Returns the files that give a window, and the others with the reason."""
-    import numpy as np
-    from tqdm import tqdm
+def _search(source: str, include_ignored: bool) -> Found:
+    root, found = source_root(source), Found([], [], [])
 
-    kept, skipped, batch, texts = [], [], [], []
+    def name(path: Path) -> tuple[str, str]:
+        return portable(source), portable(path.relative_to(root).as_posix())
 
-    def flush() -> None:
-        for file, encoding in zip(batch, tokenizer.encode_batch_fast(texts, add_special_tokens=False), strict=True):
-            file.ids = np.array(encoding.ids, dtype=np.int32)
-            file.starts = np.arange(0, len(file.ids) // stride * stride, stride)
-            if len(file.starts):
-                kept.append(file)
-            else:
-                skipped.append((file, f"shorter than the stride of {stride} tokens"))
-        batch.clear()
-        texts.clear()
-
-    for file in tqdm(files, "tokenize", unit="file", leave=False, disable=None):  # None: shown on a terminal only
+    if not root.is_dir():
+        if label := label_of(root.name):
+            found.files.append(SourceFile(root, portable(source), portable(root.name), label))
+        return found
+    ignored = set() if include_ignored or source == "stdlib" else ignored_by_git(root)
+    folders = [root]  # a stack, since a tree may be deeper than Python's
+    while folders:
+        folder = folders.pop()
         try:
-            text = read_text(file.file)
-        except UnicodeDecodeError:
-            skipped.append((file, "not UTF-8"))
+            with os.scandir(folder) as opened:
+                entries = list(opened)
+        except OSError as error:
+            found.skipped.append(Omission(*name(folder), f"folder: {error.strerror}"))
             continue
-        if not text.strip():
-            skipped.append((file, "empty"))
+        why = folder != root and not include_ignored and _why_left_out(folder, {item.name for item in entries})
+        if why:
+            found.left_out.append(Omission(*name(folder), why))
             continue
-        encoded = text.encode()
-        file.n_bytes, file.digest = len(encoded), hashlib.sha256(encoded).hexdigest()
-        batch.append(file)
-        texts.append(text)
-        if sum(map(len, texts)) >= BATCH_CHARACTERS:
-            flush()
-    flush()
-    return kept, skipped
+        for item in entries:
+            path, is_folder, label = Path(item.path), item.is_dir(follow_symlinks=False), label_of(item.name)
+            if _is_passed_over(item.name, source) if is_folder else not label:
+                continue
+            if path in ignored:
+                found.left_out.append(Omission(*name(path), "ignored by git"))
+            elif is_folder:
+                folders.append(path)
+            else:
+                found.files.append(SourceFile(path, *name(path), label))
+    return found
+
+
+def _is_passed_over(folder: str, source: str) -> bool:
+    return folder.startswith((".", "__pycache__")) or (source == "stdlib" and folder in STDLIB_LEFT_OUT)
+
+
+def _why_left_out(folder: Path, names: set[str]) -> str | None:
+    if "pyvenv.cfg" in names:
+        return "a virtual environment"
+    if folder.name in INSTALLED or (folder.name in INSTALLED_OR_BUILT and "__init__.py" not in names):
+        return "installed or built"
+    return None
+
+
+def ignored_by_git(root: Path) -> set[Path]:
+    """Files and whole folders below a root that git ignores; none where the root itself is ignored, as it was named."""
+    # A foreign repository's configuration may name a program as fsmonitor, which git would run.
+    command = ["git", "-c", "core.fsmonitor=false", "-C", str(root), "ls-files", "-z"]
+    command += ["--others", "--ignored", "--exclude-standard", "--directory"]
+    try:
+        answer = subprocess.run(command, capture_output=True)
+    except OSError:  # no git on this machine
+        return set()
+    names = {name.rstrip("/") for name in os.fsdecode(answer.stdout).split("\0") if name}
+    return set() if "." in names else {root / name for name in names}
+
+
+def read_text(file: Path) -> tuple[str, str]:
+    """The text of a source file, and why it cannot be used: one of them is empty."""
+    try:
+        if not stat.S_ISREG(file.stat().st_mode):  # a pipe would be waited for without an end
+            return "", "not a regular file"
+        text = read_source(file)
+    except NotSourceCode as error:
+        return "", error.reason
+    except OSError as error:
+        return "", error.strerror or str(error)
+    return (text, "") if text.strip() else ("", "empty")
 
 
 def source_version(source: str) -> str | None:
@@ -146,16 +193,3 @@ def source_version(source: str) -> str | None:
     except OSError:  # no git on this machine
         return None
     return f"git {answer.stdout.split()[0]}" if answer.returncode == 0 else None
-
-
-def describe_sources(files: list[SourceFile], skipped: list[tuple[SourceFile, str]]) -> list[dict[str, Any]]:
-    """Each source's name, version, files with their number of tokens, and skipped files with the reason."""
-    return [
-        {
-            "source": source,
-            "version": source_version(source),
-            "files": {file.path: len(file.ids) for file in files if file.source == source},
-            "skipped": {file.path: reason for file, reason in skipped if file.source == source},
-        }
-        for source in dict.fromkeys(file.source for file in [*files, *(file for file, _ in skipped)])
-    ]

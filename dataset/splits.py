@@ -1,16 +1,19 @@
 """Which windows are in train and which in dev."""
 
 import random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from common.command import InputError
 from dataset.sources import SourceFile
 
+if TYPE_CHECKING:
+    import numpy as np
+
 CONTAMINATION_NGRAMS = (20, 50)
 
 
-def choose_split(label: str, files: list[SourceFile], split_by: str, dev_size: float, seed: int) -> None:
-    """Choose which windows of one language's files are in dev.
+def choose_split(files: list[SourceFile], split_by: str, dev_size: float, seed: int) -> "list[np.ndarray]":
+    """Of each file of one language, which windows are in dev: [windows] bool.
 
     Raises:
         InputError: too few files or windows to have both a train and a dev split.
@@ -18,6 +21,7 @@ def choose_split(label: str, files: list[SourceFile], split_by: str, dev_size: f
     import numpy as np
 
     rng = random.Random(seed)
+    label = files[0].label
     windows = [len(file.starts) for file in files]
     total = sum(windows)
     if split_by == "segment":
@@ -25,9 +29,7 @@ def choose_split(label: str, files: list[SourceFile], split_by: str, dev_size: f
         in_dev[rng.sample(range(total), int(dev_size * total))] = True
         if not in_dev.any():
             raise InputError(f"{label}: dev would be empty, of {total} windows; add files or raise --dev_size")
-        for file, part in zip(files, np.split(in_dev, np.cumsum(windows)[:-1]), strict=True):
-            file.in_dev = part
-        return
+        return np.split(in_dev, np.cumsum(windows)[:-1])
     units = group(files, split_by)
     if len(units) < 2:
         raise InputError(
@@ -35,37 +37,29 @@ def choose_split(label: str, files: list[SourceFile], split_by: str, dev_size: f
             f"{split_by}; add files or use --split_by {'file or ' * (split_by == 'folder')}segment"
         )
     rng.shuffle(units)
-    dev = choose_dev([sum(windows[i] for i in unit) for unit in units], dev_size * total)
-    for number, unit in enumerate(units):
-        for i in unit:
-            files[i].in_dev = np.full(windows[i], number in dev)
+    dev = {
+        i for number in choose_dev([sum(windows[i] for i in unit) for unit in units], dev_size) for i in units[number]
+    }
+    return [np.full(count, i in dev) for i, count in enumerate(windows)]
 
 
 def measure_splits(
     languages: dict[str, list[SourceFile]], segment_len: int, split_by: str, dev_size: float, seed: int
 ) -> dict[str, dict[str, float | None]]:
-    """Split the files of each language by `split_by`, one of file, folder and segment.
-
-    Returns:
-        the contamination that results, and beside it that of the splits by file and by segment: n -> share.
-    Raises:
-        InputError: as `choose_split`.
-    """
+    """The contamination of a split, and beside it that of the splits by file and by segment: n -> share."""
     from dataset.contamination import contamination
 
     files = [file for of_language in languages.values() for file in of_language]
     shares = {}
-    # The wanted split comes last, since each attempt overwrites `in_dev` of the files.
-    for way in [*({"file", "segment"} - {split_by}), split_by]:
+    for way in sorted({"file", "segment", split_by}):
         try:
-            for label, of_language in languages.items():
-                choose_split(label, of_language, way, dev_size, seed)
-        except InputError:
-            if way == split_by:
-                raise
+            in_dev = [
+                mask for of_language in languages.values() for mask in choose_split(of_language, way, dev_size, seed)
+            ]
+        except InputError:  # too few files for a way that is not the wanted one
             continue
-        shares[way] = {str(n): contamination(files, segment_len, n) for n in CONTAMINATION_NGRAMS}
-    return dict(sorted(shares.items()))
+        shares[way] = {str(n): contamination(files, in_dev, segment_len, n) for n in CONTAMINATION_NGRAMS}
+    return shares
 
 
 def group(files: list[SourceFile], split_by: str) -> list[list[int]]:
@@ -74,6 +68,7 @@ def group(files: list[SourceFile], split_by: str) -> list[list[int]]:
 
     def root(key: Any) -> Any:
         while parent.setdefault(key, key) != key:
+            parent[key] = parent[parent[key]]  # halves the way for the next time
             key = parent[key]
         return key
 
@@ -86,8 +81,14 @@ def group(files: list[SourceFile], split_by: str) -> list[list[int]]:
     return list(units.values())
 
 
-def choose_dev(sizes: list[int], target: float) -> set[int]:
-    """Those of the units, in their order, that fit into the target, and the smallest other one to reach it."""
+def choose_dev(sizes: list[int], dev_size: float) -> set[int]:
+    """Those of the units, in their order, that fit into dev's share, and the smallest other one to reach it.
+
+    A unit with most of the windows, such as a generated file, is in train; of the others, dev has its share. Otherwise
+    all of them would fit into dev, and train would be that one.
+    """
+    total, largest = sum(sizes), max(sizes)
+    target = dev_size * (total - largest if largest > total / 2 else total)
     dev, filled = set(), 0
     for number, size in enumerate(sizes):
         if filled + size <= target:

@@ -23,6 +23,7 @@ class VocabularyConfig(Flags):
     source: tuple[str, ...] = flag(
         ("stdlib",), "folders to learn from; as for dataset/convert.py", type=str, nargs="+", metavar="DIR"
     )
+    include_ignored: bool = flag(False, "as for dataset/convert.py")
     vocab_size: int = flag(
         8189,
         "tokens, of which 256 are the bytes and one is <|endoftext|>; the three control words come on top: 8192",
@@ -48,7 +49,7 @@ def main() -> None:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=sys.stderr.isatty(),
     )
-    tokenizer.train_from_iterator(texts(find_sources(config.source)), trainer)
+    tokenizer.train_from_iterator(texts(find_sources(config.source, config.include_ignored).files), trainer)
     with atomic_write(folder / "tokenizer.json") as file:
         file.write(tokenizer.to_str())
     settings = {
@@ -65,11 +66,8 @@ def main() -> None:
 
 
 def texts(files: list[SourceFile]) -> Iterator[str]:
-    for file in files:
-        try:
-            yield read_text(file.file)
-        except UnicodeDecodeError:  # convert.py will name it
-            continue
+    """The files' texts, without those that cannot be read, which convert.py names."""
+    return (text for file in files if (text := read_text(file.file)[0]))
 
 
 if __name__ == "__main__":

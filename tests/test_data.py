@@ -103,12 +103,20 @@ BAD_ROWS = {
     '{"token_ids": "12", "label": "Python"}': "not a list of integers",
     '{"token_ids": [1], "label": "Cobol"}': "Cobol",
     '{"token_ids": [1]}': "label",
+    '{"token_ids": [1, 2, ], "label": "Python"}': "torn",
+    '{"token_ids": [1, , 2], "label": "Python"}': "torn",
+    '{"token_ids": [01, 2], "label": "Python"}': "torn",
+    '{"token_ids": [1, 00], "label": "Python"}': "torn",
+    '{"token_ids": [+1, 2], "label": "Python"}': "torn",
+    '{"token_ids": [18446744073709551617, 2], "label": "Python"}': "18446744073709551617 is outside",
+    '{"token_ids": [1], "label": "Python", "path": "a.py", "token_ids": "x"}': "not a list of integers",
     "[1, 2]": "label",
-    "": "torn",
+    "[" * 100_000: "torn",
+    "": "empty line",
 }
 
 
-@pytest.mark.parametrize("line", BAD_ROWS)
+@pytest.mark.parametrize("line", BAD_ROWS, ids=lambda line: line[:60])
 def test_a_bad_row_is_named_by_file_and_line(model, tmp_path, line):
     path = tmp_path / "x.jsonl"
     good = '{"token_ids": [1, 2], "label": "Python", "path": "a.py"}\n'

@@ -3,12 +3,14 @@
 import csv
 import json
 import time
+from collections import Counter
 
 import matplotlib.image
 import pytest
 from torch.utils.tensorboard import SummaryWriter
 
 from charts.runs import read_run
+from common.model_files import load_tokenizer
 
 NAMES = {
     "loss_train": "train_loss.png",
@@ -38,30 +40,43 @@ def test_data_prints_what_meta_says_and_draws(project, dataset_folder, tmp_path)
     meta = json.loads((dataset_folder / "meta.json").read_text())
     for split, counts in meta["languages"]["Python"].items():
         row = next(line for line in done.stdout.splitlines() if line.startswith(f"Python {split}"))
-        numbers = [int(word.replace(",", "")) for word in row.split()[2:6]]
-        assert numbers == [counts[key] for key in ("files", "windows", "source_tokens", "source_bytes")]
+        numbers = [int(word.replace(",", "")) for word in row.split()[2:7]]
+        assert numbers == [
+            counts[key] for key in ("files", "windows", "window_tokens", "source_tokens", "source_bytes")
+        ]
     for split_by, shares in meta["contamination"].items():
         row = next(line for line in done.stdout.splitlines() if line.startswith(f"split by {split_by}"))
         assert row.split()[-2:] == [f"{shares[n]:.2%}" for n in ("20", "50")]
     assert all(is_chart(tmp_path / f"{name}.png") for name in ("tokens_per_file", "frequent_tokens", "contamination"))
 
 
-def test_data_counts_each_token_once_and_short_windows_rightly(project, dataset_folder, model, tmp_path):
-    from charts.dataset_features import count_tokens
-
+def test_data_counts_tokens_of_files_and_short_windows_rightly(project, dataset_folder, tmp_path):
     meta = json.loads((dataset_folder / "meta.json").read_text())
-    stride, length = meta["flags"]["stride"], meta["flags"]["segment_len"]
-    rows = [json.loads(line) for line in (dataset_folder / "train.jsonl").open()]
-    expected = sum(min(stride, len(row["token_ids"])) for row in rows)
-    counts = count_tokens(dataset_folder / "train.jsonl", stride)
-    assert counts.total() == expected
-    newline = model.tokenize("\n")[0]
-    assert counts[newline] == sum(row["token_ids"][:stride].count(newline) for row in rows)
+    tokenizer = load_tokenizer("tiny")
+    counts = Counter()
+    for source in meta["sources"]:
+        for path in source["files"]:
+            counts.update(tokenizer.encode((project.folder / source["source"] / path).read_text()).ids)
+    assert [token["count"] for token in meta["frequent_tokens"]] == [n for _, n in counts.most_common(50)]
+    assert all(counts[token["id"]] == token["count"] for token in meta["frequent_tokens"])
 
-    rows += [json.loads(line) for line in (dataset_folder / "dev.jsonl").open()]
+    length = meta["flags"]["segment_len"]
+    rows = [json.loads(line) for split in ("train", "dev") for line in (dataset_folder / f"{split}.jsonl").open()]
     short = sum(len(row["token_ids"]) < length for row in rows) / len(rows)
     done = project.run("analysis.py", "data", "--output", tmp_path)
     assert f"windows shorter than {length} tokens: {short:.1%}" in done.stdout
+    newline = next(count for token, count in counts.items() if tokenizer.decode([token]) == "\n")
+    assert f"⏎ {newline / counts.total():.1%}" in done.stdout
+
+
+def test_a_share_that_could_not_be_measured_is_said(project, tmp_path):
+    """Windows too short for any 20-gram."""
+    command = ("dataset/convert.py", "--tokenizer", "pretrained/tiny", "--dataset_name", "short", "--segment_len", 15)
+    assert "dev 20-grams that stand in train: none to measure" in project.run(*command).stdout
+    command = ("analysis.py", "data", "--dataset_name", "short", "--format", "svg", "--output", tmp_path)
+    rows = [line.split() for line in project.run(*command).stdout.splitlines() if line.startswith("split by")]
+    assert [row[-2:] for row in rows] == [["-", "-"]] * 2
+    assert (tmp_path / "contamination.svg").read_text().count("none to measure") == 4
 
 
 def test_runs_are_drawn_and_compared(project, tmp_path):

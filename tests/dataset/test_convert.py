@@ -95,11 +95,13 @@ def test_windows_are_cut_as_by_hand(convert, byte_vocabulary, tmp_path):
     assert counted == {
         ("Python", "files"): 2,
         ("Python", "windows"): 7,
+        ("Python", "short_windows"): 1,
         ("Python", "window_tokens"): 4 * 8 + 8 + 8 + 5,
         ("Python", "source_tokens"): 23 + 15,
         ("Python", "source_bytes"): 23 + 15,
         ("Java", "files"): 2,
         ("Java", "windows"): 2,
+        ("Java", "short_windows"): 1,
         ("Java", "window_tokens"): 13,
         ("Java", "source_tokens"): 14,
         ("Java", "source_bytes"): 14,
@@ -216,7 +218,6 @@ def test_output_does_not_depend_on_the_number_of_workers(convert):
 
 def test_a_new_dataset_replaces_the_old_one_and_a_failed_run_does_not(convert, tree, tmp_path):
     folder = convert("--source", tree)
-    (folder / "stale").touch()
     before = (folder / "train.jsonl").read_bytes()
     (tmp_path / "only.py").write_text("x = 1\n" * 10)
     convert("--source", tmp_path, code=2)
@@ -318,7 +319,7 @@ def test_stdlib_is_read_without_its_tests(convert):
         (["--source", "{one}"], "Python: a split would be empty"),
         (["--source", "{one}", "--split_by", "segment"], "Python: dev would be empty, of 6 windows"),
         (["--source", "{one}", "--stride", "1000"], "no file can be used (shorter than the stride of 1000 tokens)"),
-        (["--source", "{one}", "--tokenizer", "{empty}"], "{empty}: holds none of tokenizer.json"),
+        (["--source", "{one}", "--tokenizer", "{empty}"], "{empty}: has none of tokenizer.json"),
         (["--source", "{one}", "--tokenizer", "{broken}"], "{broken}: cannot be read as a tokenizer"),
         (["--segment_len", "0"], "--segment_len 0"),
         (["--stride", "0"], "--stride 0"),

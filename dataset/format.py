@@ -1,0 +1,151 @@
+"""The files of a converted dataset: rows of train.jsonl and dev.jsonl, and meta.json."""
+
+import itertools
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypedDict
+
+from common.command import InputError
+from common.json_files import read_json
+
+if TYPE_CHECKING:
+    from dataset.sources import SourceFile
+
+FILES = ("dev.jsonl", "meta.json", "train.jsonl")
+# `token_ids` comes first, and its numbers are separated so: data.py reads such rows without a JSON parser.
+ROW_START = b'{"token_ids": ['
+SEPARATOR = b", "
+WINDOWS_AT_ONCE = 5000  # whose rows are held in memory together, some 7 MB
+
+
+def write_rows(files: "list[SourceFile]", segment_len: int, folder: Path) -> None:
+    """train.jsonl and dev.jsonl: a row for each window, in the order of the files."""
+    with (folder / "train.jsonl").open("wb") as train, (folder / "dev.jsonl").open("wb") as dev:
+        for file in files:
+            for first in range(0, len(file.starts), WINDOWS_AT_ONCE):
+                windows = slice(first, first + WINDOWS_AT_ONCE)
+                rows, in_dev = _rows(file, windows, segment_len), file.in_dev[windows]
+                train.writelines(itertools.compress(rows, (~in_dev).tolist()))
+                dev.writelines(itertools.compress(rows, in_dev.tolist()))
+
+
+def _rows(file: "SourceFile", windows: slice, segment_len: int) -> list[bytes]:
+    import numpy as np
+
+    starts = file.starts[windows] - file.starts[windows][0]
+    words = [b"%d" % token_id for token_id in file.ids[file.starts[windows][0] :][: starts[-1] + segment_len].tolist()]
+    text = SEPARATOR.join(words) + SEPARATOR
+    at = np.cumsum([0, *(len(word) + len(SEPARATOR) for word in words)]).tolist()  # token number -> offset in text
+    tail = f'], "label": "{file.label}", "path": {json.dumps(file.path)}}}\n'.encode()
+    ends = (starts + segment_len).clip(max=len(words)).tolist()
+    return [
+        ROW_START + text[at[start] : at[end] - len(SEPARATOR)] + tail
+        for start, end in zip(starts.tolist(), ends, strict=True)
+    ]
+
+
+# ---- meta.json ------------------------------------------------------------------------------------------------------
+
+FORMAT_VERSION = 3
+
+
+class MadeWith(TypedDict):
+    name: str
+    fingerprint: str
+
+
+Count = Annotated[int, range(2**53)]
+
+
+class Counts(TypedDict):
+    """Of a language and split: files with a window in it, windows, and the tokens and bytes of those files."""
+
+    files: Count
+    windows: Count
+    short_windows: Count  # of fewer than segment_len tokens, at the end of a file
+    window_tokens: Count
+    source_tokens: Count
+    source_bytes: Count
+
+
+class Flags(TypedDict):
+    segment_len: Count
+    stride: Count
+    split_by: str
+
+
+class FrequentToken(TypedDict):
+    id: Annotated[int, range(2**31)]
+    count: Count
+
+
+class Source(TypedDict):
+    files: dict[str, Count]  # path -> tokens
+    skipped: dict[str, str]  # path -> reason
+
+
+class Meta(TypedDict):
+    format_version: Annotated[int, (FORMAT_VERSION,)]
+    flags: Flags
+    tokenizer: MadeWith
+    languages: dict[str, dict[str, Counts]]
+    contamination: dict[str, dict[str, float | None]]  # split -> n -> share of dev's n-grams that stand in train
+    duplicate_files: Count
+    frequent_tokens: list[FrequentToken]  # in the source files, the most frequent first
+    sources: list[Source]
+
+
+class _OnlyTokenizer(TypedDict):
+    tokenizer: MadeWith
+
+
+class _OnlyFlags(TypedDict):
+    flags: Flags
+
+
+_CONVERT_AGAIN = "run dataset/convert.py again"
+
+
+def read_meta(folder: Path) -> Meta:
+    """meta.json of a dataset.
+
+    Raises:
+        InputError: there is none, or it is not as convert.py writes it today.
+    """
+    meta = read_json(folder / "meta.json", Meta, _CONVERT_AGAIN)
+    if meta["flags"]["split_by"] not in meta["contamination"] or not any(source["files"] for source in meta["sources"]):
+        raise InputError(f"{folder / 'meta.json'}: its parts do not fit together; {_CONVERT_AGAIN}")
+    return meta
+
+
+def read_tokenizer(folder: Path) -> MadeWith | None:
+    """What cut a dataset's text, whichever version of convert.py wrote it; None where there is no meta.json.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    file = folder / "meta.json"  # a dataset of the 2020 reference has none
+    return read_json(file, _OnlyTokenizer, _CONVERT_AGAIN)["tokenizer"] if file.exists() else None
+
+
+def read_split(folder: Path) -> str:
+    """By what a dataset is split: file, folder or segment.
+
+    Raises:
+        InputError: as `read_tokenizer`, or there is no meta.json.
+    """
+    return read_json(folder / "meta.json", _OnlyFlags, _CONVERT_AGAIN)["flags"]["split_by"]
+
+
+def counts_table(languages: dict[str, dict[str, Counts]]) -> str:
+    """A line for each language and split."""
+    heads = ("files", "windows", "window tokens", "source tokens", "source bytes", "bytes/token")
+    lines = [f"{'':<14}{heads[0]:>8}{heads[1]:>12}" + "".join(f"{head:>15}" for head in heads[2:])]
+    for label, splits in languages.items():
+        for name, counts in splits.items():
+            cells = (f"{counts[key]:>15,}" for key in ("window_tokens", "source_tokens", "source_bytes"))
+            ratio = counts["source_bytes"] / max(counts["source_tokens"], 1)
+            lines.append(
+                f"{f'{label} {name}':<14}{counts['files']:>8,}{counts['windows']:>12,}{''.join(cells)}{ratio:>15.2f}"
+            )
+    return "\n".join(lines)

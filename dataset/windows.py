@@ -1,0 +1,65 @@
+"""Source files as token ids, and where in them windows begin."""
+
+import hashlib
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from dataset.sources import Omission, SourceFile, read_text
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+BATCH_CHARACTERS = 1_000_000  # tokenized at once: enough for every core, small enough for memory
+# Where a longer text is cut into pieces: the pre-tokenizers of byte-level vocabularies cut before such a space too.
+_CUT = re.compile(r"(?<=\S) (?=\S)")
+
+
+def tokenize_files(
+    files: list[SourceFile], tokenizer: "Tokenizer", stride: int
+) -> tuple[list[SourceFile], list[Omission]]:
+    """Fill in the files' ids and starts. Returns the files that give a window, and the others with the reason."""
+    import numpy as np
+    from tqdm import tqdm
+
+    skipped, batch, characters = [], [], 0
+    ids: dict[int, list[np.ndarray]] = {}  # number of the file -> of its pieces
+
+    def flush() -> None:
+        encodings = tokenizer.encode_batch_fast([piece for _, piece in batch], add_special_tokens=False)
+        for (number, _), encoding in zip(batch, encodings, strict=True):
+            ids.setdefault(number, []).append(np.array(encoding.ids, dtype=np.int32))
+        batch.clear()
+
+    for number, file in enumerate(tqdm(files, "tokenize", unit="file", leave=False, disable=None)):  # on a terminal
+        text, reason = read_text(file.file)
+        if reason:
+            skipped.append(Omission(file.source, file.path, reason))
+            continue
+        encoded = text.encode()
+        file.n_bytes, file.digest = len(encoded), hashlib.sha256(encoded).hexdigest()
+        for piece in _pieces(text):
+            batch.append((number, piece))
+            characters += len(piece)
+            if characters >= BATCH_CHARACTERS:
+                flush()
+                characters = 0
+    flush()
+    kept = []
+    for number, parts in ids.items():
+        file = files[number]
+        file.ids = np.concatenate(parts)
+        file.starts = np.arange(0, len(file.ids) // stride * stride, stride)
+        if len(file.starts):
+            kept.append(file)
+        else:
+            skipped.append(Omission(file.source, file.path, f"shorter than the stride of {stride} tokens"))
+    return kept, skipped
+
+
+def _pieces(text: str) -> Iterator[str]:
+    start = 0
+    while len(text) - start > BATCH_CHARACTERS and (cut := _CUT.search(text, start + BATCH_CHARACTERS)):
+        yield text[start : cut.start()]
+        start = cut.start()
+    yield text[start:]
