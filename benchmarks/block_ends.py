@@ -21,7 +21,8 @@ from pathlib import Path
 
 from common.command import InputError, flag, parse_flags, run_command
 from common.files import ROOT
-from completion.stopping import HEADS, make_stop_rule
+from completion.python_lines import HEADS
+from completion.stopping import make_stop_rule
 
 NOT_CODE = {"site-packages", "test", "tests", "idlelib", "lib2to3"}
 MARGIN = 2000  # characters behind the true end that the rule could run on to
@@ -60,7 +61,9 @@ def main(argv: list[str] | None = None) -> None:
     flags = parse_flags(Flags, __doc__, argv)
     tokenizer = Tokenizer.from_file(str(ROOT / flags.tokenizer))
     folder = Path(io.__file__).parent if flags.python_source == "stdlib" else Path(flags.python_source)
-    _report("python", (cut for file in _files(folder, ".py", flags.seed) for cut in python_cuts(file)), tokenizer, flags)
+    _report(
+        "python", (cut for file in _files(folder, ".py", flags.seed) for cut in python_cuts(file)), tokenizer, flags
+    )
     if flags.java_source:
         try:
             import tree_sitter_java
@@ -122,13 +125,26 @@ def python_cuts(file: Path) -> Iterator[Cut]:
 
 def _inside(function: ast.AST, file: Path, source: str, offset, end: int) -> Iterator[Cut]:
     nested = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda
-    waiting = list(function.body[1:])
+    waiting, first = list(function.body), {function.body[0]}
     while waiting:
         node = waiting.pop()
         if isinstance(node, nested):
             continue
-        waiting += [child for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt | ast.match_case)]
-        if isinstance(node, ast.stmt) and source[offset(node.lineno, 0) : offset(node.lineno, node.col_offset)].isspace():
+        for _, below in ast.iter_fields(
+            node
+        ):  # what is first in a block is another kind: the block's head was the last
+            if (
+                isinstance(below, list)
+                and below
+                and isinstance(below[0], ast.stmt | ast.match_case | ast.excepthandler)
+            ):
+                waiting += below
+                first.add(below[0])
+        if (
+            isinstance(node, ast.stmt)
+            and node not in first
+            and source[offset(node.lineno, 0) : offset(node.lineno, node.col_offset)].isspace()
+        ):
             start = offset(node.lineno, node.col_offset)
             yield Cut("before a statement", file, source, start, end)
             if isinstance(node, ast.Assign | ast.Return | ast.Expr | ast.AugAssign):
@@ -148,7 +164,7 @@ def _offsets(source: str):
 
 def _clauses(source: str) -> Iterator[tuple[int, int, str, tuple[int, int], bool]]:
     """Of every clause: row, column, word, the place behind its colon, and whether its body is on the same row."""
-    first, depth, lambdas, colon = None, 0, 0, None
+    first, depth, lambdas, colon, last = None, 0, 0, None, None
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type in (tokenize.INDENT, tokenize.DEDENT, tokenize.NL, tokenize.COMMENT):
             continue
@@ -178,7 +194,12 @@ def _owner(statements: list[ast.AST], row: int, column: int) -> ast.AST | None:
         if isinstance(node, ast.Match) and any(case.pattern.lineno == row for case in node.cases):
             return node
         compound = isinstance(getattr(node, "body", None), list)
-        if compound and place[1] == column and place[0] <= row <= node.end_lineno and (best is None or node.lineno >= best.lineno):
+        if (
+            compound
+            and place[1] == column
+            and place[0] <= row <= node.end_lineno
+            and (best is None or node.lineno >= best.lineno)
+        ):
             best = node
     return best
 
@@ -256,14 +277,18 @@ def _report(language: str, cuts: Iterator[Cut], tokenizer, flags: Flags) -> None
     for kind in sorted(tried):
         print(f"{kind:<34}{tried[kind]:>7}{1 - len(wrong[kind]) / tried[kind]:>9.1%}")
         for cut, kept in wrong[kind][: flags.failures]:
-            print(f"--- {cut.file}, cut at row {cut.source.count(chr(10), 0, cut.at) + 1}: {cut.source[:cut.at][-60:]!r}")
+            print(
+                f"--- {cut.file}, cut at row {cut.source.count(chr(10), 0, cut.at) + 1}: {cut.source[: cut.at][-60:]!r}"
+            )
             print(f"  true end {cut.source[cut.at : cut.end][-60:]!r}\n  ended at {kept[-60:]!r}")
     total = sum(tried.values())
     print(f"{'all':<34}{total:>7}{1 - sum(map(len, wrong.values())) / max(1, total):>9.1%}")
 
 
 def _only_comments(text: str, language: str) -> bool:
-    return not re.sub(r"//.*|/\*.*?\*/" if language == "java" else r"#.*", "", text, flags=re.DOTALL * (language == "java")).strip("; \t\r\n\f")
+    return not re.sub(
+        r"//.*|/\*.*?\*/" if language == "java" else r"#.*", "", text, flags=re.DOTALL * (language == "java")
+    ).strip("; \t\r\n\f")
 
 
 def _kept(cut: Cut, language: str, tokenizer) -> str:
