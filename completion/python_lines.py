@@ -1,0 +1,153 @@
+"""The logical lines of Python that is unfinished, or wrong, as a model's or a typist's text is."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+HEADS = {
+    "def", "class", "if", "elif", "else", "for", "while", "with", "try", "except", "finally", "async", "match", "case",
+}  # fmt: skip
+
+
+@dataclass
+class Line:
+    """A logical line (it may span several rows), or a row that holds a comment alone.
+
+    Attributes:
+        start, end: offsets of its first row and past its last character, the line break left out.
+        indent: columns of indentation.
+        word: its first token; "#" for a comment.
+        colon: whether the colon of a head was read, outside brackets and lambdas.
+        inline: whether something follows that colon.
+        closed: whether its line break has been seen.
+    """
+
+    start: int
+    end: int
+    indent: int
+    word: str
+    colon: bool = False
+    inline: bool = False
+    closed: bool = False
+
+    @property
+    def is_head(self) -> bool:
+        """Whether it ends in the colon that opens a block."""
+        return self.word in HEADS and self.colon and not self.inline
+
+
+@dataclass
+class LineReader:
+    """Reads Python row by row, unfinished or wrong as it may be; what is open is carried from one row to the next."""
+
+    line: Line | None = None  # the logical line that is not closed yet
+    _open: list[str] = field(default_factory=list)  # brackets, strings by prefix and quotes, ":" for a format
+    _lambdas: int = 0
+    _joined: bool = False  # whether the last row ends in a backslash that joins it to the next
+
+    def read(self, row: str, start: int) -> Line | None:
+        """The logical line that this row, with its line break if it has one, begins or goes on with."""
+        if self.line is None:
+            word = FIRST_WORD.match(row)
+            if word is None:
+                return None
+            self.line, self._lambdas = Line(start, start, width(row), word[1]), 0
+        line = self.line
+        self._tokens(row)
+        line.end = start + len(row.rstrip("\r\n"))
+        if row.endswith("\n"):
+            self._drop_broken_strings()
+            line.closed = not self._open and not self._joined
+        if line.closed:
+            self.line = None
+        return line
+
+    def _tokens(self, row: str) -> None:
+        at, self._joined = 0, False
+        while at < len(row):
+            top = self._open[-1] if self._open else ""
+            if top and top not in "([{":
+                at = self._text(row, at, top)
+                continue
+            match = _TOKEN.search(row, at)
+            if match is None:
+                break
+            at, token = match.end(), match[0]
+            self._joined = match.lastgroup == "join"
+            if match.lastgroup != "comment" and not self._joined:
+                self._token(token, match.lastgroup == "string")
+
+    def _token(self, token: str, is_string: bool) -> None:
+        if not self._open:
+            self._note(token)
+        if is_string or token in ("(", "[", "{"):
+            self._open.append(token)
+        elif token in (")", "]", "}") and self._open:
+            self._open.pop()
+        elif token == ":" and self._open[-1:] == ["{"] and len(self._open) > 1 and self._open[-2][-1] in "\"':":
+            self._open.append(":")  # the format of an f-string's field
+
+    def _note(self, token: str) -> None:
+        """A token outside brackets and strings: is it the head's colon, or does it follow that?"""
+        if self.line.colon:
+            self.line.inline = True
+        elif token == "lambda":
+            self._lambdas += 1
+        elif token == ":" and self._lambdas:
+            self._lambdas -= 1
+        elif token == ":":
+            self.line.colon = True
+
+    def _text(self, row: str, at: int, top: str) -> int:
+        """Read on inside a string, or inside the format of a field; where that leaves off."""
+        quotes = top.lstrip("rRbBuUfFtT")
+        fields = top == ":" or "f" in top.lower() or "t" in top.lower()
+        end = "[}]" if top == ":" else quotes
+        pattern = rf"\\N\{{[^}}]*\}}|\\(?:\r\n|[^{{])|{end}" if fields else rf"\\(?:\r\n|[\s\S])|{end}"
+        match = re.compile(pattern + (r"|\{\{|\{" if fields else "")).search(row, at)
+        if match is None:
+            return len(row)
+        if match[0] == "{":
+            self._open.append("{")
+        elif match[0] == "}" and top == ":":
+            del self._open[-2:]
+        elif match[0] == quotes:
+            self._open.pop()
+        self._joined = match[0][0] == "\\" and match[0][-1] == "\n"
+        return match.end()
+
+    def _drop_broken_strings(self) -> None:
+        """A string in single quotes ends with its row: unless a backslash joins the next, somebody forgot to close."""
+        for place, opened in enumerate(self._open):
+            if opened[-1] in "\"'" and opened[-3:] not in ("'''", '"""') and not self._joined:
+                del self._open[place:]
+                return
+
+
+FIRST_WORD = re.compile(r"[ \t\f\r]*(\w+|[^\s])")
+_TOKEN = re.compile(
+    r"""(?P<comment>\#[^\n]*)|(?P<string>(?i:[rbuft]{0,2})(?:'{3}|"{3}|'|"))|(?P<join>\\\r?\n?\Z)|\w+|:=|\S"""
+)
+
+
+def rows_of(source: str, begin: int = 0) -> Iterator[tuple[int, str]]:
+    """Offsets and rows, each with its line break; the last one, if it is not empty, without."""
+    while begin < len(source):
+        end = source.find("\n", begin) + 1 or len(source)
+        yield begin, source[begin:end]
+        begin = end
+
+
+def logical_lines(source: str) -> Iterator[Line]:
+    """The logical lines of Python source that may be unfinished or wrong."""
+    reader, line = LineReader(), None
+    for start, row in rows_of(source):
+        line = reader.read(row, start)
+        if line and line.closed:
+            yield line
+    if reader.line:
+        yield reader.line
+
+
+def width(row: str) -> int:
+    return len(row[: len(row) - len(row.lstrip(" \t\f"))].rpartition("\f")[2].expandtabs())
