@@ -3,22 +3,31 @@
 import json
 import logging
 from pathlib import Path
+from typing import Annotated, TypedDict
 
 import torch
 import torch.nn.functional as F
 import transformers
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel
 from transformers.activations import NewGELUActivation
 
 from common.command import InputError
 from common.files import recover_folder
+from common.json_files import read_json
 from common.loss import IGNORED, next_token_scores
 from common.model_files import find_pretrained
 from common.source_code import SPECIAL_WORDS
 
 logger = logging.getLogger(__name__)
+
+
+class Settings(TypedDict, total=False):
+    """gpt_sh_config.json: arguments of GPTSingleHead that a saved model keeps."""
+
+    max_seq_length: Annotated[int, range(2, 2**31)]
+    do_lower_case: bool
+    fim_rate: float
 
 
 class GPTSingleHead(nn.Module):
@@ -57,8 +66,10 @@ class GPTSingleHead(nn.Module):
                 )
                 _check_weights(folder, found["missing_keys"], found["unexpected_keys"])
             self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-            reason = str(error).strip().splitlines()[0]
+        except InputError:
+            raise
+        except Exception as error:  # a file that someone edited fails somewhere in the libraries, in any way
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise InputError(f"{folder}: cannot be loaded as a causal language model ({reason})") from None
         self._check_vocabulary(folder)
         self._know_control_words()
@@ -246,9 +257,10 @@ class GPTSingleHead(nn.Module):
         best = Path(input_path) / "0_GPTSingleHead"
         recover_folder(best)
         folder = find_pretrained(str(best if best.is_dir() else input_path))
-        config_file = folder / "gpt_sh_config.json"
-        config = json.loads(config_file.read_text(encoding="utf-8")) if config_file.is_file() else {}
-        return GPTSingleHead(str(folder), **config)
+        file, config = folder / "gpt_sh_config.json", {}
+        if file.is_file():
+            config = read_json(file, Settings, "mend it, or remove it to have the defaults")
+        return GPTSingleHead(str(folder), **{name: config[name] for name in Settings.__annotations__ if name in config})
 
     def reload(self, input_path: str | Path) -> "GPTSingleHead":
         """The best model of a run folder."""

@@ -18,6 +18,7 @@ import transformers
 from torch.utils.data import DataLoader
 from transformers import AutoConfig, GPT2Config
 
+from common.command import InputError
 from common.devices import choose_dtype
 from common.model_files import find_pretrained, load_tokenizer
 from common.source_code import SPECIAL_WORDS
@@ -54,7 +55,12 @@ def shape_folder(model: str, tokenizer: str, folder: Path) -> Path:
     if model == "distilgpt2":  # GPT-2's vocabulary and this project's three words, whatever the tokenizer
         config = GPT2Config(n_layer=6, vocab_size=50_260)
     else:
-        config = AutoConfig.from_pretrained(find_pretrained(model, weights=False))
+        source = find_pretrained(model, weights=False)
+        try:
+            config = AutoConfig.from_pretrained(source)
+        except Exception as error:  # a file that someone edited fails somewhere in the library, in any way
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise InputError(f"{source}: its config.json cannot be read ({reason}); take a complete copy") from None
     config.vocab_size = max(config.vocab_size, load_tokenizer(tokenizer).get_vocab_size())
     config.save_pretrained(folder)
     vocabulary = find_pretrained(tokenizer, weights=False)

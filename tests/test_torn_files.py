@@ -19,6 +19,7 @@ from common import files
 from common.command import InputError
 from data import SrcCodeDataset
 from dataset import convert
+from model import GPTSingleHead
 
 SEEDS = range(int(os.environ.get("FUZZ_SEEDS", "8")))
 STRANGE = [
@@ -129,6 +130,10 @@ def describe(command, place):
     command(analysis.main, "data", "--dataset_name", "own", "--output", place / "out")
 
 
+def load(command, place):
+    GPTSingleHead.load(place / "model")
+
+
 KINDS = {  # which file, what is done to it, the command that reads it
     "source": ("sources/a.py", torn, convert_with),
     "vocabulary": (
@@ -141,6 +146,9 @@ KINDS = {  # which file, what is done to it, the command that reads it
     "meta": ("dataset/own/json/meta.json", edited, describe),
     "rows": ("dataset/own/json/train.jsonl", torn, None),
     "meta of rows": ("dataset/own/json/meta.json", edited, None),
+    "model": ("model/config.json", edited, load),
+    "model's lengths": ("model/gpt_sh_config.json", edited, load),
+    "model's tokenizer": ("model/tokenizer_config.json", edited, load),
 }
 
 
@@ -150,6 +158,7 @@ def test_a_torn_or_edited_file_works_or_ends_in_one_line(command, place, model, 
     pattern, change, run = KINDS[kind]
     if not (place / "dataset").exists():
         convert_with(command, place)
+        model.save(place / "model")
     (file,) = place.glob(pattern)
     content = file.read_bytes()
     file.write_bytes(change(random.Random(f"{kind} {seed}"), content))
