@@ -15,7 +15,7 @@ $(INSTALLED): requirements.txt constraints.txt
 		|| { echo "error: $(PYTHON) is older than Python 3.10; name another, as in make PYTHON=python3.12" >&2; exit 2; }
 	@echo "Installing into $(VENV): a minute on a CPU; with the CUDA packages some GB, once."
 	@$(PYTHON) -m venv $(VENV)
-	@$(PIP) -r requirements.txt ruff pexpect nbclient nbformat ipykernel -c constraints.txt
+	@$(PIP) -r requirements.txt ruff pexpect pytest-xdist nbclient nbformat ipykernel -c constraints.txt
 	@touch $@
 
 # A tenth of a pass over the standard library is enough to see dev perplexity fall.
@@ -68,7 +68,7 @@ test: export CUDA_VISIBLE_DEVICES =
 test: $(INSTALLED) ## check format and style, run all tests (no GPU, no network)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 corpus/installed: pretrained/corpus.txt $(INSTALLED)
 	rm -rf corpus

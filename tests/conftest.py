@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from forked import run_forked
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -25,8 +26,12 @@ class Project:
     def run(
         self, *arguments: object, check: bool = True, timeout: float = 180, **options
     ) -> subprocess.CompletedProcess:
-        command = [sys.executable, *map(str, arguments)]
-        done = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, timeout=timeout, **options)
+        arguments = [argument if isinstance(argument, bytes) else str(argument) for argument in arguments]
+        if Path(arguments[0]).suffix == ".py" and options.keys() <= {"stdin"}:
+            done = run_forked(arguments, self.folder, timeout)
+        else:  # what is set before Python starts needs a Python of its own
+            command = [sys.executable, *arguments]
+            done = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, timeout=timeout, **options)
         if check:
             assert done.returncode == 0, done.stderr
         return done

@@ -53,13 +53,13 @@ def test_an_earlier_run_is_not_touched_unless_the_flag_says_so(project, run, bas
 def test_restoring_with_flags_that_change_the_data_order_is_refused(project, run, base):
     before = snapshot(run / "last")
     command = ["train.py", "--model_select", base, *SMALL, "--max_steps", 9, "--run_name", "done", "--restore_training"]
-    message = project.fails(*command, "--seed", 7, env=os.environ | {"TQDM_DISABLE": "1"}, log_lines=True)
+    message = project.fails(*command, "--seed", 7, log_lines=True)
     assert "--seed 122" in message
     train_file = project.folder / "dataset" / "source_code" / "json" / "train.jsonl"
     content = train_file.read_bytes()
     try:
         train_file.write_bytes(content[: content.rindex(b"\n", 0, -1) + 1])
-        assert "windows" in project.fails(*command, env=os.environ | {"TQDM_DISABLE": "1"}, log_lines=True)
+        assert "windows" in project.fails(*command, log_lines=True)
     finally:
         train_file.write_bytes(content)
     assert snapshot(run / "last") == before

@@ -2,8 +2,7 @@
 
 import importlib.util
 import json
-
-import pytest
+import statistics
 
 
 def test_quick_run_writes_all_numbers_and_a_chart(project, base, tmp_path):
@@ -17,13 +16,18 @@ def test_quick_run_writes_all_numbers_and_a_chart(project, base, tmp_path):
     assert names == ["ours", "plain float32 loop", *["Hugging Face Trainer"] * has_trainer]
     assert ("left out" in done.stderr) != has_trainer
     assert all(name in done.stdout for name in names)
+
+    def printed(name):
+        return [word for line in done.stdout.splitlines() if line.startswith(name + "  ") for word in line.split()]
+
     for row in results["training"]:
-        assert row["tokens_per_second"] == pytest.approx(row["batch"] * results["window"] / row["step_s"])
+        assert row["step_s"] == statistics.median(row["step_s_all"])
         assert len(row["step_s_all"]) == results["repeats"]
+        assert f"{4 * results['window'] / row['step_s']:,.0f}" in printed(row["name"])  # tokens/s, with batches of 4
         assert row["flops_utilization"] > 0
-    plain = results["evaluation"][0]
     for row in results["evaluation"]:
-        assert row["times_plain"] == pytest.approx(row["windows_per_second"] / plain["windows_per_second"])
+        seconds = statistics.median(row["seconds_all"])
+        assert f"{row['windows'] / seconds:,.2f}" in printed(row["name"])
     assert len(results["data"]) == 3
     assert chart.read_bytes().startswith(b"\x89PNG")
     assert not list((project.folder / "dataset").glob("benchmark_*"))

@@ -12,38 +12,33 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 from tokenizers import Tokenizer
 
-ROOT = Path(__file__).resolve().parents[2]
 STDLIB = Path(sysconfig.get_path("stdlib"))
 
 
-def run(script, *arguments, code=0):
-    command = [sys.executable, str(ROOT / "dataset" / script), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"}, cwd=ROOT)
-    assert done.returncode == code, done.stdout + done.stderr
-    return done
-
-
 @pytest.fixture(scope="module")
-def byte_vocabulary(tmp_path_factory):
+def byte_vocabulary(project, tmp_path_factory):
     """A vocabulary without merges, so that every byte of a text is one token."""
     folder = tmp_path_factory.mktemp("bytes")
-    run("vocabulary.py", "--source", STDLIB / "abc.py", "--vocab_size", 257, "--output", folder)
+    project.run("dataset/vocabulary.py", "--source", STDLIB / "abc.py", "--vocab_size", 257, "--output", folder)
     return folder
 
 
 @pytest.fixture
-def convert(byte_vocabulary):
+def convert(project, byte_vocabulary):
     """Run convert.py into a throwaway dataset; gives its folder back."""
     name = f"test_{uuid.uuid4().hex[:8]}"
 
-    def convert(*arguments, tokenizer=byte_vocabulary, code=0):
-        result = run("convert.py", "--dataset_name", name, "--tokenizer", tokenizer, *arguments, code=code)
-        return ROOT / "dataset" / name / "json" if code == 0 else result
+    def convert(*arguments, tokenizer=byte_vocabulary, code=0, **options):
+        command = ("dataset/convert.py", "--dataset_name", name, "--tokenizer", tokenizer, *arguments)
+        result = project.run(*command, check=False, **options)
+        assert result.returncode == code, result.stdout + result.stderr
+        return project.folder / "dataset" / name / "json" if code == 0 else result
 
     yield convert
-    shutil.rmtree(ROOT / "dataset" / name, ignore_errors=True)
+    shutil.rmtree(project.folder / "dataset" / name, ignore_errors=True)
 
 
 def rows(folder, split):
@@ -345,9 +340,9 @@ def test_a_mistake_gets_one_line(convert, tmp_path, arguments, expected):
     assert expected.format(**folders) in done.stderr
 
 
-def test_too_small_a_vocabulary_gets_one_line(tmp_path):
-    done = run("vocabulary.py", "--vocab_size", 200, "--output", tmp_path / "v", code=2)
-    assert done.stderr.startswith("error: --vocab_size 200") and done.stderr.count("\n") == 1
+def test_too_small_a_vocabulary_gets_one_line(project, tmp_path):
+    message = project.fails("dataset/vocabulary.py", "--vocab_size", 200, "--output", tmp_path / "v")
+    assert message.startswith("error: --vocab_size 200")
     assert not (tmp_path / "v").exists()
 
 
@@ -364,21 +359,21 @@ def test_help_needs_neither_torch_nor_numpy(script):
     assert "--source" in done.stdout and done.stdout.endswith("loaded: set()\n")
 
 
-def test_converting_needs_no_torch(convert, tree, tmp_path, monkeypatch):
+def test_converting_needs_no_torch(convert, tree, tmp_path):
     (tmp_path / "torch.py").write_text("raise ImportError('torch was imported')")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    convert("--source", tree)
+    convert("--source", tree, env=os.environ | {"PYTHONPATH": str(tmp_path)})
 
 
 # ---- vocabulary
 
 
-def test_vocabulary_is_repeatable_and_loses_no_byte(tmp_path):
+def test_vocabulary_is_repeatable_and_loses_no_byte(project, tmp_path):
     (tmp_path / "v").mkdir()
     (tmp_path / "v" / "config.json").write_text("{}")
     files = []
     for _ in range(2):
-        run("vocabulary.py", "--source", STDLIB / "email", "--vocab_size", 600, "--output", tmp_path / "v")
+        command = ("dataset/vocabulary.py", "--source", STDLIB / "email", "--vocab_size", 600)
+        project.run(*command, "--output", tmp_path / "v")
         files.append({file.name: file.read_bytes() for file in (tmp_path / "v").iterdir()})
     assert files[0] == files[1]
     assert files[0]["config.json"] == b"{}"

@@ -278,12 +278,10 @@ def test_json_at_a_place_in_a_file(terminals, coder):
 )  # fmt: skip
 def test_mistakes_get_one_line(project, arguments, said):
     (project.folder / "latin.py").write_bytes(b"x = 1\n# caf\xe9\n")
-    done = subprocess.run(
-        [sys.executable, "interact.py", *arguments], cwd=project.folder, capture_output=True, stdin=subprocess.DEVNULL
-    )
+    done = project.run("interact.py", *arguments, check=False)
     assert done.returncode == 2
-    assert done.stdout == b""
-    lines = done.stderr.decode().splitlines()
+    assert done.stdout == ""
+    lines = done.stderr.splitlines()
     assert len(lines) == 1
     assert lines[0].startswith("error: ")
     assert said in lines[0]

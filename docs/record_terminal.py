@@ -1,0 +1,90 @@
+"""Draw a conversation with interact.py as an SVG picture of the terminal.
+
+pip install pexpect pyte rich
+python docs/record_terminal.py --model_path tiny --output docs/conversation.svg
+
+The real program runs in a pseudo-terminal; an emulator keeps its screen, with colours. The same model and seed give
+the same picture.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import pexpect
+import pyte
+from rich.console import Console
+from rich.style import Style
+from rich.text import Text
+
+ROOT = Path(__file__).resolve().parent.parent
+COLUMNS, ROWS = 92, 60
+# What is typed, and the text that shows that the answer is complete.
+SESSION = [
+    ("def count_words(text):\r\r", "ended: "),
+    (":n 3\r", "n 3\r"),
+    (":stop line\r", "stop line\r"),
+    ("for name in \r", "1 of "),
+    ("\t", "2 of "),
+]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model_path", default="tiny")
+    parser.add_argument("--output", default=str(ROOT / "docs" / "conversation.svg"))
+    flags = parser.parse_args()
+    command = ["interact.py", "--model_path", flags.model_path, "--language", "python", "--seed", "1"]
+    screen = record(command)
+    draw(screen, "$ python " + " ".join(command), Path(flags.output))
+
+
+def record(command: list[str]) -> pyte.Screen:
+    environment = os.environ | {"TERM": "xterm-256color", "PROMPT_TOOLKIT_NO_CPR": "1", "HF_HUB_OFFLINE": "1"}
+    child = pexpect.spawn(sys.executable, command, cwd=ROOT, env=environment, dimensions=(ROWS, COLUMNS), timeout=120)
+    screen = pyte.Screen(COLUMNS, ROWS)
+    stream = pyte.ByteStream(screen)
+
+    def wait_for(text: str) -> None:
+        child.expect_exact(text)
+        stream.feed(child.before + child.after)
+
+    wait_for(">>>")
+    for typed, answer in SESSION:
+        child.send(typed)
+        wait_for(answer)
+        wait_for(">>>")
+    child.send("\x04")
+    child.expect(pexpect.EOF)
+    return screen
+
+
+def draw(screen: pyte.Screen, command: str, path: Path) -> None:
+    lines = [Text(command, style="bold")]
+    for row in range(ROWS):
+        line = Text()
+        for column in range(COLUMNS):
+            cell = screen.buffer[row][column]
+            line.append(cell.data, Style(color=colour(cell.fg), bold=cell.bold, reverse=cell.reverse))
+        line.rstrip()
+        lines.append(line)
+    while not lines[-1].plain.strip(" >"):  # the last, empty prompt
+        lines.pop()
+    console = Console(record=True, width=COLUMNS, file=open(os.devnull, "w"))
+    for line in lines:
+        console.print(line, no_wrap=True, crop=True)
+    path.write_text(console.export_svg(title="interact.py", unique_id="conversation"), encoding="utf-8")
+
+
+def colour(name: str) -> str | None:
+    """pyte names a colour, or gives it as six hexadecimal digits."""
+    if name == "default":
+        return None
+    if len(name) == 6 and all(digit in "0123456789abcdef" for digit in name):
+        return f"#{name}"
+    return {"brown": "yellow"}.get(name, name.replace("bright", "bright_"))
+
+
+if __name__ == "__main__":
+    main()
