@@ -8,6 +8,7 @@ the same picture.
 """
 
 import argparse
+import io
 import os
 import sys
 from pathlib import Path
@@ -71,7 +72,7 @@ def draw(screen: pyte.Screen, command: str, path: Path) -> None:
         lines.append(line)
     while not lines[-1].plain.strip(" >"):  # the last, empty prompt
         lines.pop()
-    console = Console(record=True, width=COLUMNS, file=open(os.devnull, "w"))
+    console = Console(record=True, width=COLUMNS, file=io.StringIO())
     for line in lines:
         console.print(line, no_wrap=True, crop=True)
     path.write_text(console.export_svg(title="interact.py", unique_id="conversation"), encoding="utf-8")
