@@ -54,7 +54,7 @@ def main() -> None:
     while not stopped.wait(3600):  # a wait without end cannot be interrupted on Windows
         pass
     del server
-    print("stopped")
+    print("stopped", flush=True)
     os._exit(0)  # the server's threads would finish the requests under way first, for minutes perhaps
 
 
