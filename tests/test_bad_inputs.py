@@ -75,7 +75,7 @@ def test_a_value_that_a_flag_does_not_take(main, arguments, name, monkeypatch, t
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("flags", {flags for _, _, flags in COMMANDS})
+@pytest.mark.parametrize("flags", dict.fromkeys(flags for _, _, flags in COMMANDS))
 def test_the_limits_themselves_are_taken_also_from_python(flags):
     for field in dataclasses.fields(flags):
         rule = field.metadata["rule"]
