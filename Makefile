@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+# Twice quiet: errors only, none of the index's warnings.
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --quiet
 
 .PHONY: help demo report test tiny clean
 
@@ -21,17 +22,23 @@ $(INSTALLED): requirements.txt constraints.txt
 # A tenth of a pass over the standard library is enough to see dev perplexity fall.
 demo: export HF_HUB_OFFLINE = 1
 demo: $(INSTALLED) ## fine-tune the embedded model on Python's own library and complete code with it
+	@echo "1. Cut Python's own library into windows of tokens, a tenth of its files for dev."
 	$(BIN)/python dataset/convert.py --source stdlib --tokenizer tiny --dataset_name stdlib --stride 254
-	$(BIN)/python evaluate.py --model_path tiny --dataset_name stdlib --dev_windows 400
+	@echo; echo "2. Measure the embedded model on dev files, before any fine-tuning."
+	$(BIN)/python evaluate.py --model_path tiny --dataset_name stdlib --dev_windows 200
+	@echo; echo "3. Fine-tune it."
 	$(BIN)/python train.py --model_select tiny --dataset_name stdlib --run_name demo --overwrite \
 		--max_steps 100 --per_gpu_train_batch_size 8 --lr 5e-4 --evaluation_steps 50 --dev_windows 128
-	$(BIN)/python evaluate.py --model_path model/demo --dataset_name stdlib --dev_windows 400
+	@echo; echo "4. Measure it again, on the same windows: perplexity and bits per byte should be lower."
+	$(BIN)/python evaluate.py --model_path model/demo --dataset_name stdlib --dev_windows 200
+	@echo; echo "5. Complete a function with it."
 	$(BIN)/python interact.py --model_path model/demo --prompt 'def read_lines(path):'
+	@echo; echo "6. Draw its curves."
 	$(BIN)/python analysis.py runs model/demo
 	@echo
 	@echo "Complete code of your own:    $(BIN)/python interact.py --model_path model/demo"
 	@echo "Fine-tune on your own code:   $(BIN)/python dataset/convert.py --source DIR --tokenizer tiny --dataset_name mine"
-	@echo "Fine-tune a larger model:     $(BIN)/python train.py -h, and the README for distilgpt2 on TheAlgorithms"
+	@echo "Fine-tune a larger model:     README.md, \"Which base model should I take?\""
 
 # The lab report's comparison, for instance: make report RECIPES="report-1 report-3" MODEL=tiny SCALE=small
 RECIPES ?= report-1 report-2 report-3 report-4 reference

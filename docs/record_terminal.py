@@ -10,6 +10,7 @@ the same picture.
 import argparse
 import io
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -20,7 +21,8 @@ from rich.style import Style
 from rich.text import Text
 
 ROOT = Path(__file__).resolve().parent.parent
-COLUMNS, ROWS = 92, 60
+COLUMNS, ROWS = 84, 60
+FONT = "ui-monospace, SFMono-Regular, Menlo, Consolas, 'DejaVu Sans Mono', monospace"
 # What is typed, and the text that shows that the answer is complete.
 SESSION = [
     ("def count_words(text):\r\r", "ended: "),
@@ -75,7 +77,9 @@ def draw(screen: pyte.Screen, command: str, path: Path) -> None:
     console = Console(record=True, width=COLUMNS, file=io.StringIO())
     for line in lines:
         console.print(line, no_wrap=True, crop=True)
-    path.write_text(console.export_svg(title="interact.py", unique_id="conversation"), encoding="utf-8")
+    svg = console.export_svg(title="AutoCoder", unique_id="terminal")
+    svg = re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL)  # the reader's own font, and nothing fetched
+    path.write_text(svg.replace("Fira Code, monospace", FONT), encoding="utf-8")
 
 
 def colour(name: str) -> str | None:
