@@ -44,10 +44,7 @@ def main() -> None:
     flags = parse_flags(EvaluateFlags, __doc__)
     file_path = Path(flags.file_path) if flags.file_path else dataset_file(flags.dataset_name, flags.split)
 
-    import torch
-
     from common.devices import choose_device, keep_freed_memory
-    from completion.precision import prepare
     from data import SrcCodeDataset
     from model import GPTSingleHead, fuse_activations
 
@@ -56,15 +53,10 @@ def main() -> None:
     if flags.max_seq_length:
         model.max_seq_length = flags.max_seq_length
     dataset = SrcCodeDataset(file_path, model)
-    precision = flags.precision
-    if precision == "int8":
-        prepare(model, "int8", torch.device("cpu"))
-        precision = "fp32"  # of what is not a linear layer
-    else:
-        model.to(choose_device())
-        fuse_activations(model.gpt)
+    model.to(choose_device())
+    fuse_activations(model.gpt)
     evaluator = SingleCLMEvaluator(
-        dataset, flags.split, batch_size=flags.dev_batch_size, precision=precision, windows=flags.dev_windows
+        dataset, flags.split, batch_size=flags.dev_batch_size, precision=flags.precision, windows=flags.dev_windows
     )
     results = evaluator(model)
     windows = min(flags.dev_windows or len(dataset), len(dataset))

@@ -7,23 +7,21 @@ python interact.py --file model.py --line 20 --n 3 --json
 python interact.py --model_path model/distilgpt2_fine_tuned_coder --temperature 0.2
 """
 
-import gc
 import json
 import logging
-import os
 import sys
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from common.command import InputError, flag, parse_flags, run_command, utf8
-from common.files import ROOT
+from common.model_files import BEST_MODEL, newest_run
 from common.source_code import LANGUAGES, decode_source, language_of, read_source
 from completion.commands import describe, notes
 from completion.complete import complete
 from completion.conversation import Repl, interruptible
+from completion.engine import Engine
+from completion.load_engine import PRECISIONS, has_gpu, load_engine
 from completion.settings import Settings
-
-PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
 
 
 @dataclass(frozen=True)
@@ -34,7 +32,11 @@ class Config(Settings):
         "", "a run folder, a model folder, tiny or a Hub id; empty: the newest run in model/, else tiny"
     )
     language: str = flag("", "empty: as the file's name says, or the conversation asks, else python", choices=LANGUAGES)
-    precision: str = flag("auto", "auto: int8 on an x86 CPU, bf16 or fp16 on a GPU", choices=PRECISIONS)
+    precision: str = flag(
+        "auto",
+        "of the weights; auto: q8_0 on a CPU, bf16 or fp16 on a GPU; q8_0 and f16 are llama.cpp's",
+        choices=PRECISIONS,
+    )
     use_cuda: bool = flag(False, "kept for old scripts: a GPU is used wherever there is one")
     prompt: str | None = flag(None, "complete this text, without a conversation", type=utf8)
     file: str | None = flag(None, "complete at a place in this file, with the code above it as context", type=str)
@@ -57,17 +59,16 @@ def main() -> None:
     prompt = find_prompt(config)
     if prompt is None and config.json:
         raise InputError("--json needs a prompt: --prompt TEXT, --file FILE, or a text on standard input")
-    path = config.model_path or find_newest_run(ROOT / "model")
-    model = load_model(path, config)
+    logging.basicConfig(format="%(message)s")
+    path = config.model_path or newest_run()
+    engine = load_engine(path, config.precision)
+    if config.use_cuda and not has_gpu():
+        print("note: --use_cuda, but no GPU was found; the CPU computes", file=sys.stderr)
     if prompt is None:
-        Repl(
-            model,
-            Path(path).name.replace("0_GPTSingleHead", Path(path).absolute().parent.name),
-            config.language,
-            config.settings(),
-        ).run()
+        name = Path(path).name.replace(BEST_MODEL, Path(path).absolute().parent.name)
+        Repl(engine, name, config.language, config.settings()).run()
     else:
-        print_completions(model, prompt, config)
+        print_completions(engine, prompt, config)
 
 
 def find_prompt(config: Config) -> str | None:
@@ -98,39 +99,13 @@ def find_prompt(config: Config) -> str | None:
     return prompt
 
 
-def load_model(path: str, config: Config):
-    """The model to complete with, on a GPU if there is one."""
-    logging.basicConfig(format="%(message)s")
-    # Threads that spin while they wait for one another take 20 times as long where another program uses the cores.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    gc.disable()  # none of the objects that importing makes is garbage: to look for it, now and at exit, costs a second
-    from common.devices import choose_device
-    from completion.precision import prepare
-    from model import GPTSingleHead
-
-    device = choose_device()
-    if config.use_cuda and device.type != "cuda":
-        print("note: --use_cuda, but no GPU was found; the CPU computes", file=sys.stderr)
-    model = prepare(GPTSingleHead.load(path), config.precision, device)
-    gc.freeze()
-    gc.enable()
-    return model
-
-
-def find_newest_run(runs: Path) -> str:
-    """The run folder whose best model was saved last; without any run, the embedded model's name."""
-    saved = [folder / "config.json" for folder in runs.glob("*/0_GPTSingleHead")]
-    newest = max((file for file in saved if file.is_file()), key=lambda file: file.stat().st_mtime, default=None)
-    return str(newest.parent.parent) if newest else "tiny"
-
-
-def print_completions(model, prompt: str, config: Config) -> None:
+def print_completions(engine: Engine, prompt: str, config: Config) -> None:
     """Complete once. Standard output gets the completions alone; what is to be said about them goes to stderr."""
     streams = not config.json and config.num_return_sequences == 1 and config.min_probability == 0
     language = config.language or language_of(Path(config.file or "")) or LANGUAGES[0]
     with interruptible() as cancelled:
         on_text = (lambda text: print(text, end="", flush=True)) if streams else None
-        found = complete(model, prompt, language, on_text=on_text, cancelled=cancelled, **config.settings())
+        found = complete(engine, prompt, language, on_text=on_text, cancelled=cancelled, **config.settings())
     if config.json:
         print(json.dumps([asdict(completion) for completion in found], indent=2))
     elif streams:

@@ -24,7 +24,7 @@ KEY_VARIABLE = "AUTOCODER_API_KEY"
 class ServeFlags(Flags):
     """Flags of serve.py."""
 
-    model_path: str = flag("tiny", "a run folder, a model folder, a name as train.py's --model_select, or a Hub id")
+    model_path: str = flag("", "a run folder, a model folder, a known name or a Hub id; else the newest run, else tiny")
     host: str = flag("127.0.0.1", "address to listen on; other machines can reach it only with a key")
     port: int = flag(
         8012, "port to listen on; 8012 is what llama.vim and llama.vscode expect", at_least=1, at_most=65535
@@ -96,22 +96,23 @@ def check_port(host: str, port: int) -> None:
 
 def start(flags: ServeFlags, key: str):
     """Load the model, listen, and say how to use it; returns llama.cpp's server."""
-    from common.model_files import find_pretrained
-    from completion.gguf_architectures import CannotConvert
+    from common.model_files import find_pretrained, newest_run
     from completion.gguf_cache import converted
+    from completion.gguf_errors import CannotConvert
 
-    folder = best_of_run(flags.model_path)
+    path = flags.model_path or newest_run()
+    folder = find_pretrained(path)
     try:
         import xllamacpp
 
-        file = converted(find_pretrained(folder), flags.type)
+        file = converted(folder, flags.type)
     except ImportError:
         raise InputError("serve.py needs xllamacpp: pip install xllamacpp") from None
     except CannotConvert as error:
         raise InputError(f"{folder}: llama.cpp cannot run it: {error}") from None
     address = f"http://{f'[{flags.host}]' if ':' in flags.host else flags.host}:{flags.port}"
     params = xllamacpp.CommonParams()
-    params.model.path, params.model_alias = str(file), {Path(flags.model_path).name}
+    params.model.path, params.model_alias = str(file), {Path(path).name}
     params.hostnames, params.port, params.api_keys = [flags.host], flags.port, [key] if key else []
     # Pages of other origins get no answer that their browser would show them.
     params.cors_origins, params.cors_credentials = address, False
@@ -120,13 +121,8 @@ def start(flags: ServeFlags, key: str):
     params.n_cache_reuse = 256  # an editor's next request has lost some lines of the last one's beginning
     params.verbosity = 0
     server = xllamacpp.Server(params)
-    print(usage(flags.model_path, address, bool(key)), flush=True)
+    print(usage(path, address, bool(key)), flush=True)
     return server
-
-
-def best_of_run(path: str) -> str:
-    best = Path(path) / "0_GPTSingleHead"
-    return str(best) if best.is_dir() else path
 
 
 def usage(name: str, address: str, has_key: bool) -> str:

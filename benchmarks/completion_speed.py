@@ -6,12 +6,12 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from completion.precision import prepare
 from transformers import GenerationConfig
 
 from common.devices import choose_dtype
 from common.source_code import SPECIAL_WORDS
 from completion.complete import complete
-from completion.precision import prepare
 from model import GPTSingleHead
 
 SOURCE = "def read_lines(path, encoding='utf-8'):\n    with open(path, encoding=encoding) as file:\n"

@@ -22,6 +22,7 @@ MODEL_MAP = {
     "gpt2_large": "gpt2-large",
 }
 
+BEST_MODEL = "0_GPTSingleHead"  # of a run folder
 HUB_TIMEOUT_S = 5
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
 # What transformers can make a tokenizer from; without any it would make one that knows no word.
@@ -44,6 +45,8 @@ def find_pretrained(name_or_path: str, weights: bool = True) -> Path:
         InputError: no such folder, nothing in it to load, or the Hub cannot be reached (said within 10 s).
     """
     name = MODEL_MAP.get(name_or_path, name_or_path)
+    if (best := Path(name) / BEST_MODEL).is_dir():  # a run folder
+        name = str(best)
     wanted = _WEIGHT_FILES if weights else _TOKENIZER_FILES
     if Path(name).is_dir():
         if not any((Path(name) / file).is_file() for file in wanted):
@@ -54,6 +57,13 @@ def find_pretrained(name_or_path: str, weights: bool = True) -> Path:
     if name.count("/") > 1 or name.startswith((".", "/", "~")) or name.endswith("/"):
         raise InputError(f"{name}: no such folder; give a local model folder, a Hub id, or one of {_names()}")
     return _from_hub(name, wanted, weights)
+
+
+def newest_run() -> str:
+    """The run folder whose best model was saved last; without any run, the embedded model's name."""
+    saved = [folder / "config.json" for folder in ROOT.glob(f"model/*/{BEST_MODEL}")]
+    newest = max((file for file in saved if file.is_file()), key=lambda file: file.stat().st_mtime, default=None)
+    return str(newest.parent.parent) if newest else "tiny"
 
 
 def _names() -> str:

@@ -1,21 +1,22 @@
 """Complete source code with a causal language model: one prompt in, ranked candidates out."""
 
 import ast
+import codecs
 import textwrap
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from math import exp
-from typing import TYPE_CHECKING
 
+from completion.engine import Engine, Step
+from completion.prompt import Prompt, read_prompt
 from completion.settings import Completion, Settings
 from completion.stopping import StopRule, make_stop_rule
-
-if TYPE_CHECKING:
-    from model import GPTSingleHead
+from completion.vocabulary import Vocabulary
 
 
 def complete(
-    model: "GPTSingleHead",
+    engine: Engine,
     prompt: str,
     language: str = "python",
     *,
@@ -26,7 +27,6 @@ def complete(
     """Complete a prompt. The candidates come best first (see `rank`).
 
     Args:
-        model: in evaluation mode.
         on_text: called with each further piece of the first candidate's text, in whole characters, once it surely
             belongs to the completion.
         cancelled: asked after each token; once it is true, what there is becomes the result.
@@ -34,89 +34,136 @@ def complete(
     Raises:
         InputError: a setting outside its range.
     """
-    from completion.decoding import decode, encode_prompt
+    ((_, completions),) = complete_all(engine, [prompt], language, on_text=on_text, cancelled=cancelled, **settings)
+    return completions
 
+
+def complete_all(
+    engine: Engine,
+    prompts: Sequence[str],
+    language: str = "python",
+    *,
+    on_text: Callable[[str], None] | None = None,
+    cancelled: Callable[[], bool] = lambda: False,
+    **settings,
+) -> Iterator[tuple[int, list[Completion]]]:
+    """Complete many prompts, several at once: yields each one's place and its candidates as soon as they are done.
+
+    Arguments and errors are those of `complete`; `on_text` hears of the first prompt.
+    """
     options = Settings(**settings)
-    encoded = encode_prompt(model, prompt, language, options.max_new_tokens)
+    context, most = engine.context_length, options.max_new_tokens
+    read = [read_prompt(engine.vocabulary, prompt, language, context, most) for prompt in prompts]
     candidates = [
-        _Candidate(model, options, make_stop_rule(options.stop, prompt, language), len(encoded.again))
-        for _ in range(options.candidates)
+        [
+            _Candidate(engine.vocabulary, options, make_stop_rule(options.stop, text, language), prompt)
+            for _ in range(options.candidates)
+        ]
+        for text, prompt in zip(prompts, read, strict=True)
     ]
-    reason, shown = "context", 0
-    for tokens, log_probs in decode(model, encoded, options):
-        for candidate, token, log_prob in zip(candidates, tokens, log_probs, strict=True):
-            if not candidate.stop_reason:
-                candidate.add(token, log_prob)
-        if on_text and (piece := candidates[0].text[shown:]):
-            shown += len(piece)
-            on_text(piece)
-        if all(candidate.stop_reason for candidate in candidates):
-            break
-        if cancelled():
-            reason = "interrupted"
-            break
-    completions = [candidate.finish(prompt, language, reason, encoded.dropped) for candidate in candidates]
-    return [completion for completion in rank(completions) if completion.probability >= options.min_probability]
+    over: set[int] = set()
+    left, reason, shown = dict(enumerate(prompts)), "context", 0
+
+    def result(place: int) -> tuple[int, list[Completion]]:
+        found = [candidate.finish(left[place], language, reason) for candidate in candidates[place]]
+        del left[place]
+        return place, [completion for completion in rank(found) if completion.probability >= options.min_probability]
+
+    with closing(engine.stream(read, options, over)) as steps:
+        for step in steps:
+            place, number = divmod(step.candidate, options.candidates)
+            candidate = candidates[place][number]
+            if step.candidate in over:
+                continue
+            candidate.add(step)
+            if candidate.stop_reason:
+                over.add(step.candidate)
+            if on_text and (piece := candidates[0][0].text[shown:]):
+                shown += len(piece)
+                on_text(piece)
+            if all(candidate.stop_reason for candidate in candidates[place]):
+                yield result(place)
+            if not left:
+                break
+            if cancelled():
+                reason = "interrupted"
+                break
+    for place in list(left):
+        yield result(place)
 
 
 def rank(completions: list[Completion]) -> list[Completion]:
-    """Those that parse first, then by mean log-probability, empty ones last; of equal texts the likeliest stays."""
-    ranked = sorted(completions, key=lambda c: (not c.text, not c.parses, -c.mean_log_prob))
+    """What goes round in circles last, what does not parse before it, then by mean log-probability; empty ones after
+    all. Of equal texts the likeliest stays."""
+    ranked = sorted(completions, key=lambda c: (not c.text, loops(c.text), c.parses is False, -c.mean_log_prob))
     likeliest: dict[str, Completion] = {}
     for completion in ranked:
         likeliest.setdefault(completion.text, completion)
     return list(likeliest.values())
 
 
+def loops(text: str) -> bool:
+    """Whether a line, or two or three in turn, come three times on end."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    return any(
+        lines[start : start + period] == lines[start + period : start + 2 * period]
+        and lines[start : start + period] == lines[start + 2 * period : start + 3 * period]
+        for period in (1, 2, 3)
+        for start in range(len(lines) - 3 * period + 1)
+    )
+
+
 class _Candidate:
     """One completion in the making."""
 
-    def __init__(self, model: "GPTSingleHead", options: Settings, rule: StopRule, skipped: int):
-        from tokenizers.decoders import DecodeStream
-
+    def __init__(self, vocabulary: Vocabulary, options: Settings, rule: StopRule, prompt: Prompt):
         self.text = ""  # what surely belongs to the completion
         self.stop_reason = ""
-        self._options, self._rule = options, rule
-        self._skipped = skipped  # the first characters repeat the end of the prompt
-        self._tokenizer, self._special = model.tokenizer.backend_tokenizer, set(model.tokenizer.all_special_ids)
-        self._stream = DecodeStream(skip_special_tokens=False)
+        self._vocabulary, self._options, self._rule, self._prompt = vocabulary, options, rule, prompt
+        self._given = len(prompt.beginning.text)  # bytes that repeat the end of the prompt
+        self._characters = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._decoded = ""
         self._tokens: list[int] = []
-        self._log_probs: list[float] = []
+        self._log_probs: list[float | None] = []
         self._starts: list[int] = []  # where in the decoded text each token begins
 
-    def add(self, token: int, log_prob: float) -> None:
-        if token in self._special:
+    def add(self, step: Step) -> None:
+        if step.token in self._vocabulary.end_ids:
             self.stop_reason = "eos"
-            self._log_probs.append(log_prob)
+            self._log_probs.append(step.log_prob)
             return
-        start = len(self._decoded)
-        self._decoded += self._stream.step(self._tokenizer, token) or ""  # None while a character is incomplete
-        if start < len(self._decoded) <= self._skipped:
+        content = self._vocabulary.bytes_of(step.token)
+        again, content = content[: self._given], content[self._given :]
+        self._given -= len(again)
+        if again and not content:
             return
-        self._tokens.append(token)
-        self._log_probs.append(log_prob)
-        self._starts.append(start)
-        text = self._decoded[self._skipped :]
-        safe, done = self._rule(text)
-        self.text = text[:safe]
+        self._tokens.append(step.token)
+        self._log_probs.append(step.log_prob)
+        self._starts.append(len(self._decoded))
+        self._decoded += self._characters.decode(content)  # nothing while a character is incomplete
+        safe, done = self._rule(self._decoded)
+        self.text = self._decoded[:safe]
         if done:
             self.stop_reason = self._options.stop
         elif len(self._tokens) == self._options.max_new_tokens:
             self.stop_reason = "length"
 
-    def finish(self, prompt: str, language: str, reason: str, dropped: int) -> Completion:
-        kept = sum(start < self._skipped + len(self.text) for start in self._starts)
+    def finish(self, prompt: str, language: str, reason: str) -> Completion:
+        if self.stop_reason in ("", "eos", "length"):  # what the rule has held back is not going to become an end
+            safe, _ = self._rule(self._decoded + "\n")
+            self.text = self._decoded[: max(safe, len(self.text))]
+        kept = sum(start < len(self.text) for start in self._starts)
         # The end of the file is a token of its own; and a text that ended at once still has its first token's score.
-        scored = self._log_probs[: max(1, kept + (self.stop_reason == "eos"))] or [0.0]
+        scored = self._log_probs[: max(1, kept + (self.stop_reason == "eos"))]
+        known = [log_prob for log_prob in scored if log_prob is not None] or [0.0]
         return Completion(
             text=self.text,
             tokens=self._tokens[:kept],
-            mean_log_prob=sum(scored) / len(scored),
-            probability=exp(sum(scored)),
+            mean_log_prob=sum(known) / len(known),
+            probability=exp(sum(known)),
             stop_reason=self.stop_reason or reason,
             parses=parses(prompt + self.text) if language == "python" else None,
-            prompt_tokens_dropped=dropped,
+            prompt_tokens_dropped=self._prompt.dropped,
         )
 
 

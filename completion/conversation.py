@@ -14,6 +14,7 @@ from common.files import atomic_write
 from common.source_code import LANGUAGES, language_of, read_source
 from completion.commands import HELP, OPTIONS, describe, notes
 from completion.complete import complete
+from completion.engine import Engine
 from completion.plain_screen import PlainScreen
 from completion.settings import Completion, Settings
 
@@ -22,14 +23,14 @@ class Repl:
     """A conversation with a model.
 
     Args:
-        model: a GPTSingleHead.
+        engine: generates with the model.
         name: what the status line calls it.
         language: one of LANGUAGES, or empty to ask.
         settings: the fields of Settings.
     """
 
-    def __init__(self, model, name: str, language: str, settings: dict):
-        self.model, self.name, self.language, self.settings = model, name, language, settings
+    def __init__(self, engine: Engine, name: str, language: str, settings: dict):
+        self.engine, self.name, self.language, self.settings = engine, name, language, settings
         self.tokens_per_second = 0.0
         self._prompt, self._found, self._shown = "", [], 0
         self._screen = make_screen(self.status, lambda: self.language)
@@ -158,7 +159,7 @@ class Repl:
         with interruptible() as cancelled:
             code = self._screen.code(prompt, self.language) if streams else None
             found = complete(
-                self.model, prompt, self.language, on_text=code and code.write, cancelled=cancelled, **self.settings
+                self.engine, prompt, self.language, on_text=code and code.write, cancelled=cancelled, **self.settings
             )
         seconds = time.perf_counter() - began
         if code:

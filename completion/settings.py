@@ -16,14 +16,18 @@ class Settings(Flags):
 
     max_new_tokens: int = flag(128, "most tokens to generate", "--max_length", at_least=1, at_most=100_000)
     temperature: float = flag(
-        0.7, "divides the logits before sampling; 0 takes the likeliest token every time", at_least=0, at_most=100
+        0.2, "divides the logits before sampling; 0 takes the likeliest token every time", at_least=0, at_most=100
     )
     top_k: int = flag(0, "sample from this many likeliest tokens only; 0: from all", at_least=0)
-    top_p: float = flag(1.0, "sample from the likeliest tokens that together hold this probability", above=0, at_most=1)
+    top_p: float = flag(
+        0.95, "sample from the likeliest tokens that together hold this probability", above=0, at_most=1
+    )
     repetition_penalty: float = flag(
         1.0, "above 1, tokens that were seen before become less likely", at_least=0.01, at_most=100
     )
-    num_return_sequences: int = flag(1, "candidates, decoded as one batch", "--n", at_least=1, at_most=1000)
+    num_return_sequences: int = flag(
+        1, "candidates, of which the first takes the likeliest token every time", "--n", at_least=1, at_most=100
+    )
     seed: int | None = flag(None, "makes sampling repeatable", type=int, at_least=0, below=2**63)
     stop: str = flag("block", "where a completion ends: with the block, at a blank line, with the line", choices=STOPS)
     min_probability: float = flag(0.0, "leave out candidates whose joint probability is lower", at_least=0, at_most=1)
@@ -41,8 +45,9 @@ class Completion:
     Attributes:
         text: what follows the prompt.
         tokens: the ids that spell it.
-        mean_log_prob: mean log-probability of these tokens under the model, in nats.
-        probability: joint probability of these tokens under the model.
+        mean_log_prob: mean log-probability of these tokens under the model, in nats; of the tokens that are a part of a
+            character, llama.cpp tells the last one's alone, and the others do not count.
+        probability: joint probability of the same tokens.
         stop_reason: the stop rule's name; "eos" (the model ended the file); "length" (max_new_tokens reached) or
             "context" (the model's context is full) or "interrupted", where the last line may be unfinished.
         parses: whether prompt and text together are valid Python; None for other languages.

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from completion.decoding import EncodedPrompt, choose, context_length, decode, encode_prompt
 from transformers import MistralConfig, MistralForCausalLM
 
 from benchmarks.completion_speed import completion_table, time_completion
 from common.command import InputError
 from completion.complete import complete, parses, rank
-from completion.decoding import EncodedPrompt, choose, context_length, decode, encode_prompt
 from completion.fixed_cache import FixedStep, cache_name
 from completion.settings import Completion, Settings
 from completion.stopping import logical_lines, make_stop_rule, unfinished

@@ -10,12 +10,12 @@ import time
 import pexpect
 import pytest
 import torch
+from completion.precision import Int8Linear, prepare
 
 from common.command import InputError
 from common.source_code import SPECIAL_WORDS
 from completion.commands import HELP
 from completion.complete import complete
-from completion.precision import Int8Linear, prepare
 from model import GPTSingleHead
 
 CONTEXT = 30_000
