@@ -34,8 +34,8 @@ class EvaluateFlags(Flags):
     dev_windows: int = flag(0, "measure on that many windows, always the same ones; 0: all", at_least=0, at_most=10**12)
     precision: str = flag(
         "auto",
-        "auto: bf16 or fp16 where the hardware is fast at it; int8: on the CPU, as interact.py completes there",
-        choices=(*PRECISIONS, "int8"),
+        "auto: bf16 or fp16 where the hardware is fast at it",
+        choices=PRECISIONS,
     )
     output: str | None = flag(None, "write the results as JSON to this file too", type=output_file())
 

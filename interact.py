@@ -34,7 +34,7 @@ class Config(Settings):
     language: str = flag("", "empty: as the file's name says, or the conversation asks, else python", choices=LANGUAGES)
     precision: str = flag(
         "auto",
-        "of the weights; auto: q8_0 on a CPU, bf16 or fp16 on a GPU; q8_0 and f16 are llama.cpp's",
+        "of the weights: llama.cpp's q8_0 or f16, or PyTorch's; auto: q8_0 on a CPU, bf16 or fp16 on a GPU",
         choices=PRECISIONS,
     )
     use_cuda: bool = flag(False, "kept for old scripts: a GPU is used wherever there is one")
