@@ -1,7 +1,7 @@
 """Make problems of a converted dataset's held-out sources: its functions whose docstrings show examples.
 
-python dataset/problems.py --dataset_name source_code                                  make dataset/source_code/problems.jsonl
-python evaluate.py --model_path tiny --problems dataset/source_code/problems.jsonl    complete and run them
+python dataset/problems.py --dataset_name source_code                  write dataset/source_code/problems.jsonl
+python evaluate.py --problems dataset/source_code/problems.jsonl       complete them and run the completions
 
 This runs the sources' functions and examples, in the sandbox of execution/.
 """
@@ -49,7 +49,7 @@ def main() -> None:
     meta = json.loads(dev_file.with_name("meta.json").read_text(encoding="utf-8"))
     if meta["flags"]["split_by"] == "segment":
         raise InputError(
-            f"{dev_file.parent}: split by segment, so parts of every source stand in train; convert with --split_by file"
+            f"{dev_file.parent}: split by segment, so train holds parts of every source; convert with --split_by file"
         )
     output = Path(config.output) if config.output else dev_file.parents[1] / "problems.jsonl"
     tokenizer = load_tokenizer(meta["flags"]["tokenizer"])

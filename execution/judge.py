@@ -1,11 +1,12 @@
 """One judgement, in a fresh process: python judge.py LEVEL SECONDS WALL_SECONDS [PACKAGES ...]
 
 Started by `running.py`. Forks the candidate's process, then reads the job (one line of JSON on standard input) and
-forks the tester's, both confined; prints one line of JSON: verdict, detail, processor
-seconds of both and of its own start. Runs none of
-their code itself. Ends them when the time is over, when the test has ended, and when whoever started it is gone.
+forks the tester's, both confined; prints one line of JSON: verdict, detail, processor seconds of both and of its own
+start. Runs none of their code itself. Ends them when the time is over, when the test has ended, and when whoever
+started it is gone.
 """
 
+import contextlib
 import ctypes
 import json
 import os
@@ -16,7 +17,7 @@ import time
 from functools import partial
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from execution.roles import run_candidate, run_tester
 from execution.sandbox import EXIT_MEMORY, confine
 
@@ -84,10 +85,8 @@ def _end_all(children: tuple[int, ...], patience: float) -> tuple[dict[int, int]
 def _kill(child: int) -> None:
     """Kill a confined process; those that it started end with it (namespaces) or are of its group."""
     for kill in (os.killpg, os.kill):
-        try:
+        with contextlib.suppress(ProcessLookupError):
             kill(child, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
 
 
 def _why_gone(code: int, used: float, seconds: int) -> dict[str, str]:

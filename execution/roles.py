@@ -42,10 +42,8 @@ def run_candidate(incoming: int, outgoing: int) -> None:
 
     peer = Peer(incoming, outgoing, OPERATIONS | {"start": start, "call": call}, trusted=False)
     peer.take_printed = printed.take
-    try:
+    with contextlib.suppress(PeerGone):
         peer.serve()
-    except PeerGone:
-        pass
 
 
 class _Printed:

@@ -135,7 +135,16 @@ class Judge:
         environment = {"PYTHONHASHSEED": str(hash_seed), "LC_ALL": "C.UTF-8", "OPENBLAS_NUM_THREADS": "1"}
         pipe = subprocess.PIPE
         with tempfile.TemporaryDirectory() as folder:
-            started = subprocess.Popen(command, cwd=folder, env=environment, stdin=pipe, stdout=pipe, stderr=pipe)
+            # A session of its own: Ctrl-C is for us, and ends it in its turn.
+            started = subprocess.Popen(
+                command,
+                cwd=folder,
+                env=environment,
+                stdin=pipe,
+                stdout=pipe,
+                stderr=pipe,
+                start_new_session=True,
+            )
             with started:  # its standard input stays open until it has answered: when we are killed, it ends
                 with contextlib.suppress(BrokenPipeError):
                     started.stdin.write(json.dumps(job).encode() + b"\n")

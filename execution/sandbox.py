@@ -24,7 +24,6 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-
 LEVELS = ("namespaces", "landlock", "limits")
 MEMORY = 2**29  # bytes of address space of a process
 FILE_SIZE = 16 * 2**20
@@ -58,6 +57,7 @@ def confine(work: Callable[[], None], level: str, keep: Sequence[int], packages:
         _keep_open(keep)
         readable = [path for path in (Path(sys.base_prefix), *packages) if path != Path("/")]
         if sys.platform == "linux":
+            _call("prctl", PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
             _write("/proc/self/oom_score_adj", "1000")
         if level == "namespaces":
             _enter_namespaces(readable)
@@ -197,7 +197,7 @@ def _landlock(readable: Sequence[Path]) -> None:
     rules = _system_call(444, attributes, len(attributes), 0)
     execute, write_file, read_file, read_folder = 1, 1 << 1, 1 << 2, 1 << 3
     system = [Path("/") / name for name in ("usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32")]
-    allowed = {path: execute | read_file | read_folder for path in (*system, *readable)}
+    allowed = dict.fromkeys((*system, *readable), execute | read_file | read_folder)
     allowed |= {Path("/dev", name): read_file for name in ("zero", "random", "urandom")}
     allowed[Path("/dev/null")] = read_file | write_file
     for path, rights in allowed.items():

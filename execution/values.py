@@ -122,12 +122,8 @@ class Codec:
         return (
             kind in CONTAINERS
             or kind in (bytearray, collections.deque, collections.defaultdict)
-            or _is_numpy(kind, "ndarray")
-            and kind.__name__ == "ndarray"
-            and value.dtype.kind in NUMPY_KINDS + "O"
-            or self._class_name(kind) != ""
-            and kind.__name__ not in NAMED_TYPES
-            and _is_plain_class(kind)
+            or (_is_numpy(kind, "ndarray") and kind.__name__ == "ndarray" and value.dtype.kind in NUMPY_KINDS + "O")
+            or (self._class_name(kind) != "" and kind.__name__ not in NAMED_TYPES and _is_plain_class(kind))
         )
 
     def _state(self, value: Any, table: Table) -> list:
