@@ -9,15 +9,13 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-
 from conftest import ROOT
 
 from execution.problem_file import Problem, read_problems
 from execution.running import Judge, in_parallel
-from execution.sandbox import LEVELS
 
 HUMANEVAL = Path(os.environ.get("HUMANEVAL", ""))
-SECONDS = 2
+SECONDS = 1
 WANTED = "def check(candidate):\n    assert candidate(3) == 4\n    assert candidate(candidate(1)) == 3\n"
 PLUS_ONE = Problem(
     "own/plus_one", 'def plus_one(n):\n    """The next number."""\n', "plus_one", "    return n + 1\n", WANTED
@@ -132,13 +130,18 @@ WRITES = f"""
 """
 
 
-@pytest.mark.parametrize("level", [level for level in LEVELS if level != "limits"])
-def test_cheats_get_nothing_under_their_own_names(level):
+# What another sandbox could let pass; the rest is the checker's own work.
+LEVEL_CHEATS = ("os._exit(0)", "a fork bomb", "a memory eater", "a network connection", "reading the test")
+
+
+@pytest.mark.parametrize(("level", "names"), [("namespaces", None), ("landlock", (*LEVEL_CHEATS, "writing outside"))])
+def test_cheats_get_nothing_under_their_own_names(level, names):
     judge = Judge(allow_weak_sandbox=True)
     judge.level = level
     if not judge.judge(PLUS_ONE, PLUS_ONE.canonical_solution, SECONDS).passed:
         pytest.skip(f"this machine has no sandbox of level {level}")
     cheats = CHEATS | {"reading the test": (READS_TEST, "failed"), "writing outside": (WRITES, "failed")}
+    cheats = {name: cheats[name] for name in names or cheats}
     verdicts = in_parallel(partial(judge.judge, PLUS_ONE, body, SECONDS) for body, _ in cheats.values())
     got = {name: verdict.kind for name, verdict in zip(cheats, verdicts, strict=True)}
     assert got == {name: kind for name, (_, kind) in cheats.items()}
@@ -321,7 +324,7 @@ CROSSINGS = {
 @pytest.mark.parametrize("name", CROSSINGS)
 def test_crosses_the_pipe(judge, name):
     solution, checks = CROSSINGS[name]
-    verdict = judge.judge(problem(PROMPT, solution, checks), solution, SECONDS * 5)
+    verdict = judge.judge(problem(PROMPT, solution, checks), solution, 5)
     assert verdict.kind == "passed", verdict
 
 
