@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from common.command import InputError, flag, parse_flags, run_command
+from common.command import Flags, InputError, flag, folder_name, output_file, parse_flags, run_command
 from common.files import atomic_write, dataset_file
 from common.model_files import fingerprint, load_tokenizer
 from dataset.doctests import Cut, cut_problems
-from dataset.sources import SourceFile, find_sources, read_text, tokenize_files
+from dataset.format import read_meta
+from dataset.sources import SourceFile, find_sources, read_text
+from dataset.windows import tokenize_files
 from execution.problem_file import Problem
 from execution.running import Judge, in_parallel
 
@@ -34,11 +36,13 @@ SECONDS = 20  # of processor time for a problem's own solution
 
 
 @dataclass
-class ProblemsConfig:
-    dataset_name: str = flag("source_code", "folder below dataset/ that convert.py has written")
+class ProblemsConfig(Flags):
+    dataset_name: str = flag("source_code", "folder below dataset/ that convert.py has written", type=folder_name)
     split: str = flag("dev", "whose sources to take; train's measure what was memorised", choices=("dev", "train"))
-    output: str = flag(
-        "", "the file to write, and beside it a .json of counts; else dataset/<dataset_name>/problems.jsonl"
+    output: str | None = flag(
+        None,
+        "the file to write, and beside it a .json of counts; else dataset/<dataset_name>/problems.jsonl",
+        type=output_file(".jsonl"),
     )
     allow_weak_sandbox: bool = flag(False, "run the sources' code even where nothing but limits holds it")
 
@@ -46,7 +50,7 @@ class ProblemsConfig:
 def main() -> None:
     config = parse_flags(ProblemsConfig, __doc__)
     dev_file = dataset_file(config.dataset_name, "dev")
-    meta = json.loads(dev_file.with_name("meta.json").read_text(encoding="utf-8"))
+    meta = read_meta(dev_file.parent)
     if meta["flags"]["split_by"] == "segment":
         raise InputError(
             f"{dev_file.parent}: split by segment, so train holds parts of every source; convert with --split_by file"
@@ -101,12 +105,13 @@ def split_sources(
     """
     with dev_file.open(encoding="utf-8") as rows:
         dev = {(row["label"], row["path"]) for row in map(json.loads, rows)}
-    files, _ = tokenize_files(find_sources(tuple(meta["flags"]["source"])), tokenizer, meta["flags"]["stride"])
+    flags = meta["flags"]
+    found = [file for file in find_sources(flags["source"], flags["include_ignored"]).files if file.label == "Python"]
+    files, _ = tokenize_files(found, tokenizer, flags["stride"])
     counts = {source["source"]: source["files"] for source in meta["sources"]}
     for file in files:
         if counts[file.source].get(file.path) != len(file.ids):
             raise InputError(f"{file.file}: has changed since {dev_file.parent} was made of it; convert again")
-    files = [file for file in files if file.label == "Python"]
     held_out = [(file.label, file.path) in dev for file in files]
     return (
         [file for file, is_dev in zip(files, held_out, strict=True) if is_dev],
@@ -118,7 +123,7 @@ def cut_files(files: list[SourceFile], steps: Counter[str]) -> Iterator[tuple[st
     """(task id, problem) of each candidate; counts them, and what falls away."""
     for file in files:
         try:
-            cuts = list(cut_problems(read_text(file.file)))
+            cuts = list(cut_problems(read_text(file.file)[0]))
         except (SyntaxError, ValueError, RecursionError):
             steps[f"files that Python {sys.version_info.major}.{sys.version_info.minor} cannot read"] += 1
             continue
