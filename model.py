@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel
 from transformers.activations import NewGELUActivation
 
-from common.command import InputError
-from common.files import recover_folder
+from common.command import InputError, first_line
+from common.files import present_folder
 from common.loss import IGNORED, next_token_scores
 from common.model_files import find_pretrained
 from common.source_code import SPECIAL_WORDS
@@ -58,8 +58,7 @@ class GPTSingleHead(nn.Module):
                 _check_weights(folder, found["missing_keys"], found["unexpected_keys"])
             self.tokenizer = AutoTokenizer.from_pretrained(folder)
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise InputError(f"{folder}: cannot be loaded as a causal language model ({reason})") from None
+            raise InputError(f"{folder}: cannot be loaded as a causal language model ({first_line(error)})") from None
         self._check_vocabulary(folder)
         self._know_control_words()
         self.do_lower_case = do_lower_case
@@ -243,8 +242,7 @@ class GPTSingleHead(nn.Module):
         Raises:
             InputError: as the constructor.
         """
-        best = Path(input_path) / "0_GPTSingleHead"
-        recover_folder(best)
+        best = present_folder(Path(input_path) / "0_GPTSingleHead")
         folder = find_pretrained(str(best if best.is_dir() else input_path))
         config_file = folder / "gpt_sh_config.json"
         config = json.loads(config_file.read_text(encoding="utf-8")) if config_file.is_file() else {}
