@@ -106,6 +106,9 @@ def analyse_runs(flags: RunsFlags) -> None:
     names = flags.names or [folder.resolve().name for folder in folders]
     if len(names) != len(folders) or len(set(names)) < len(names):
         raise InputError(f"{len(folders)} runs named {', '.join(names)}; give --names, one and another for each")
+    for name in names:  # a folder may be called what no terminal should be sent
+        if not name or not name.isprintable():
+            raise InputError(f"a run named {name!r}: give it another name with --names")
     runs = [read_run(folder, name) for folder, name in zip(folders, names, strict=True)]
     for folder, run in zip(folders, runs, strict=True):
         if not run.scalars.keys() & {scalar for scalar, _, _ in (*CURVES.values(), MEAN_OF_EPOCH)}:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from common.command import InputError
-from common.files import atomic_write
+from common.files import atomic_write, lock, replace_folder
 from common.loss import IGNORED
 from common.model_files import fingerprint
 from common.source_code import LANGUAGES
@@ -34,12 +34,13 @@ class SrcCodeDataset(Dataset):
         tokens: [N, max_seq_length] of the smallest unsigned integer type that holds the vocabulary, padded on the
             right; memory-mapped where there is a cache.
         lengths: [N] int32, tokens of each row before its padding.
+        content: SHA-256 of the file's bytes.
 
     Args:
         file_path: the jsonl file.
         model: gives the tokenizer, the control words and max_seq_length.
         cache_path: folder for the packed matrix. It is used again only for the same file content, vocabulary and
-            length, and rebuilt otherwise; None packs in memory.
+            length, and rebuilt otherwise; None packs in memory. Several processes may share it.
     Raises:
         InputError: no such file, an empty one, a row that is not as dataset/README.md says (file:line), or a
             dataset made with another tokenizer.
@@ -56,8 +57,12 @@ class SrcCodeDataset(Dataset):
         self._tokenizer_print = fingerprint(model.tokenizer.backend_tokenizer)
         self._check_tokenizer(model)
         cache = Path(cache_path) if cache_path is not None else None
-        if cache is None or not self._load(cache):
+        if cache is None:
             self._pack(model, cache)
+        elif not self._load(cache):
+            with lock(cache.with_name(f"{cache.name}.lock"), wait=True):
+                if not self._load(cache):  # as another process may have made it meanwhile
+                    self._pack(model, cache)
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -96,6 +101,7 @@ class SrcCodeDataset(Dataset):
             # mode "c" (private pages): torch.from_numpy wants memory that may be written to
             self.tokens = np.load(cache / "tokens.npy", mmap_mode="c", allow_pickle=False)
             self.lengths = np.load(cache / "lengths.npy", allow_pickle=False)
+            self.content = key["content"]
         except (OSError, ValueError, KeyError, TypeError):  # absent or torn
             return False
         return self.tokens.shape == (meta["rows"], self.max_seq_length) and len(self.lengths) == meta["rows"]
@@ -109,9 +115,11 @@ class SrcCodeDataset(Dataset):
         if cache is None:
             self.tokens = np.empty((rows, self.max_seq_length), dtype)
             self.lengths = _fill(self.tokens, self.file_path, model)
+            self.content = content
             return
         try:
-            self._pack_into(cache, model, dtype, rows, content, stat)
+            with replace_folder(cache, durable=False) as new:  # another run may be reading the old one
+                self._pack_into(new, model, dtype, rows, content, stat)
         except OSError as error:
             raise InputError(f"{cache}: cannot be written ({error.strerror}); make room there") from None
         if not self._load(cache):
@@ -121,8 +129,6 @@ class SrcCodeDataset(Dataset):
     def _pack_into(
         self, cache: Path, model: GPTSingleHead, dtype: np.dtype, rows: int, content: str, stat: os.stat_result
     ) -> None:
-        cache.mkdir(parents=True, exist_ok=True)
-        (cache / "meta.json").unlink(missing_ok=True)  # from here on, and until it is there again, no cache
         shape = (rows, self.max_seq_length)
         matrix = np.lib.format.open_memmap(cache / "tokens.npy", mode="w+", dtype=dtype, shape=shape)
         _reserve(cache / "tokens.npy")

@@ -1,11 +1,12 @@
-"""Measure a model on a jsonl file: loss, perplexity, bits per byte and next-token accuracy.
+"""Measure a model on a jsonl file: loss, perplexity, bits per byte and next-token accuracy; or whether its code works.
 
 python evaluate.py --model_path model/distilgpt2_fine_tuned_coder --dataset_name source_code
 python evaluate.py --model_path tiny --dataset_name stdlib --output result.json
+python evaluate.py --model_path tiny --problems HumanEval.jsonl.gz       (pass@1; runs what the model writes, confined)
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from common.command import Flags, flag, folder_name, output_file, parse_flags, run_command
@@ -38,10 +39,33 @@ class EvaluateFlags(Flags):
         choices=PRECISIONS,
     )
     output: str | None = flag(None, "write the results as JSON to this file too", type=output_file())
+    problems: str | None = flag(
+        None,
+        "complete the problems of this file, in HumanEval's format, RUN the completions, and report pass@k",
+        type=str,
+    )
+    n_samples: int = flag(1, "completions of each problem: 1 is greedy", at_least=1, at_most=10_000)
+    k: str = flag("1", "which pass@k to report, as in 1,10")
+    temperature: float = flag(0.2, "of sampling, where --n_samples is above 1", above=0, at_most=100)
+    max_new_tokens: int = flag(512, "most tokens of a completion of a problem", at_least=1, at_most=1_000_000)
+    stop: str = flag(
+        "block", "where it ends: with the function, or at HumanEval's stop words", choices=("block", "words")
+    )
+    seed: int = flag(0, "of sampling", at_least=0, at_most=2**31)
+    samples: str | None = flag(
+        None,
+        "keep the completions in this file and go on with what it holds; else one in .cache",
+        type=output_file(".jsonl"),
+    )
+    judge_again: bool = flag(False, "run the completions that --samples holds once more, without the model")
+    allow_weak_sandbox: bool = flag(False, "run them even where nothing but limits on time and memory holds them")
 
 
 def main() -> None:
     flags = parse_flags(EvaluateFlags, __doc__)
+    if flags.problems:
+        evaluate_problems(flags)
+        return
     file_path = Path(flags.file_path) if flags.file_path else dataset_file(flags.dataset_name, flags.split)
 
     from common.devices import choose_device, keep_freed_memory
@@ -63,11 +87,41 @@ def main() -> None:
     print(f"{flags.model_path} on {windows} windows of {file_path}")
     for name, value in results.items():
         print(f"  {name:<18} {value:>14,}" if name == "tokens" else f"  {name:<18} {value:>14.4f}")
+    write_result(flags, {"model": flags.model_path, "file": str(file_path), "windows": windows, **results})
+
+
+def evaluate_problems(flags: EvaluateFlags) -> None:
+    from completion.solving import Solving, model_fingerprint, parse_ks, solve
+    from execution.measure import print_summary
+
+    def load():
+        from common.devices import choose_device
+        from completion.precision import prepare
+        from model import GPTSingleHead
+
+        return prepare(GPTSingleHead.load(flags.model_path), flags.precision, choose_device())
+
+    solving = Solving(flags.n_samples, flags.temperature, flags.max_new_tokens, flags.stop, flags.seed, flags.precision)
+    result, refused = solve(
+        Path(flags.problems),
+        load,
+        model_fingerprint(flags.model_path),
+        solving,
+        parse_ks(flags.k),
+        Path(flags.samples) if flags.samples else None,
+        flags.judge_again,
+        flags.allow_weak_sandbox,
+    )
+    how = "greedy" if flags.n_samples == 1 else f"{flags.n_samples} samples at temperature {flags.temperature}"
+    print(f"{flags.model_path} on {flags.problems}: {how}, stop at {flags.stop}")
+    print_summary(result, refused)
+    write_result(flags, {"model": flags.model_path, "flags": asdict(flags), **result})
+
+
+def write_result(flags: EvaluateFlags, result: dict) -> None:
     if flags.output:
         with atomic_write(Path(flags.output)) as file:
-            json.dump(
-                {"model": flags.model_path, "file": str(file_path), "windows": windows, **results}, file, indent=2
-            )
+            json.dump(result, file, indent=2)
             file.write("\n")
 
 

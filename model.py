@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel
 from transformers.activations import NewGELUActivation
 
-from common.command import InputError
-from common.files import recover_folder
+from common.command import InputError, first_line
+from common.files import present_folder
 from common.json_files import read_json
 from common.loss import IGNORED, next_token_scores
 from common.model_files import find_pretrained
@@ -69,8 +69,7 @@ class GPTSingleHead(nn.Module):
         except InputError:
             raise
         except Exception as error:  # a file that someone edited fails somewhere in the libraries, in any way
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            raise InputError(f"{folder}: cannot be loaded as a causal language model ({reason})") from None
+            raise InputError(f"{folder}: cannot be loaded as a causal language model ({first_line(error)})") from None
         self._check_vocabulary(folder)
         self._know_control_words()
         self.do_lower_case = do_lower_case
@@ -254,8 +253,7 @@ class GPTSingleHead(nn.Module):
         Raises:
             InputError: as the constructor.
         """
-        best = Path(input_path) / "0_GPTSingleHead"
-        recover_folder(best)
+        best = present_folder(Path(input_path) / "0_GPTSingleHead")
         folder = find_pretrained(str(best if best.is_dir() else input_path))
         file, config = folder / "gpt_sh_config.json", {}
         if file.is_file():

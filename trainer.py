@@ -1,13 +1,13 @@
 """ModelTrainer: the training loop of a GPTSingleHead, from the first step or from where an earlier process stopped."""
 
+import copy
 import json
 import logging
 import math
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -16,7 +16,7 @@ from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
 from common.command import InputError
-from common.devices import autocast, choose_dtype, peak_memory
+from common.devices import autocast, choose_dtype
 from common.files import atomic_write, replace_folder
 from data import SrcCodeDataset, TokenBatches
 from model import GPTSingleHead, fuse_activations
@@ -26,24 +26,15 @@ from training.evaluator import SingleCLMEvaluator
 from training.fim import FimEpochs, MiddleEvaluator
 from training.processes import StopSignal, all_sum, is_main, rank, world_size
 from training.schedule import epoch_order, lr_factor, seed_step
-from training.step import prepare_step
+from training.step import parameter_groups, prepare_step
 from training.tracking import Metrics
 
 logger = logging.getLogger(__name__)
 
 MAX_BAD_STEPS = 10  # non-finite steps in a row after which a run cannot be trusted to recover
-# Flags that decide which windows a step sees: a run can only go on with the values it was started with.
+# What a run can only go on with as it was started: its model, and what decides which windows a step sees.
 # "batch" is that of an optimizer step over all processes; how it is divided may change.
-ORDER_FLAGS = ("seed", "fim_rate", "batch", "max_seq_length", "dataset_name", "windows", "model_select")
-
-
-def parameter_groups(model: GPTSingleHead, weight_decay: float) -> list[dict]:
-    """AdamW's two groups: matrices decay; vectors, that is biases and normalisation weights, do not."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
-    ]
+FIXED = ("model_select", "dataset_name", "train_data", "dev_data", "seed", "fim_rate", "batch", "max_seq_length")
 
 
 class ModelTrainer:
@@ -68,14 +59,18 @@ class ModelTrainer:
     ):
         self.model = model
         fuse_activations(model.gpt)
-        self.config = config
         self.run_folder = run_folder
-        self.dev_evaluator = dev_evaluator
+        self.dev_evaluator = copy.copy(dev_evaluator)
         if dev_evaluator.dataset is None:
-            dev_evaluator.dataset = dev_dataset
+            self.dev_evaluator.dataset = dev_dataset
+        self._contents = {"train_data": train_dataset.content, "dev_data": dev_dataset.content}
         self.device = model.device
         self.dtype = choose_dtype(config.precision, self.device)
         self.batches = TokenBatches(train_dataset, model.pad_id, self.device)
+        # A step is at most the whole dataset: what is beyond would be padding, yet take memory.
+        per_gpu = min(config.per_gpu_train_batch_size, math.ceil(len(self.batches) / world_size()))
+        passes = min(config.accumulation_steps, math.ceil(len(self.batches) / per_gpu / world_size()))
+        self.config = config = replace(config, per_gpu_train_batch_size=per_gpu, accumulation_steps=passes)
         self.batch = config.per_gpu_train_batch_size * config.accumulation_steps * world_size()
         self.steps_per_epoch = math.ceil(len(self.batches) / self.batch)
         self.total_steps = config.num_epochs_train * self.steps_per_epoch
@@ -100,34 +95,36 @@ class ModelTrainer:
             the run's report, as ck_report.json: where the best model was found and its scores; None if no evaluation
             was reached.
         Raises:
-            InputError: the earlier run cannot be continued with these flags, the loss stays non-finite, or memory or
-                the disk is full.
+            InputError: the earlier run cannot be continued with these flags, the loss stays non-finite, or the disk is
+                full.
         """
-        with self._memory_advice():
-            self._begin()
-            bar = tqdm(
-                total=self.total_steps,
-                initial=self.progress.step,
-                desc="training",
-                dynamic_ncols=True,
-                mininterval=0.1 if sys.stderr.isatty() else 5,  # in a log file or a notebook each refresh is a line
-                disable=not is_main(),
-            )
-            with self.stop, bar:
-                try:
-                    while self.progress.step < self.total_steps and not self._stopped_early() and not self.stop.signal:
-                        self._train_epoch(bar)
-                finally:
-                    self.metrics.close()
-        return self._report()
+        self._begin()
+        bar = tqdm(
+            total=self.total_steps,
+            initial=self.progress.step,
+            desc="training",
+            dynamic_ncols=True,
+            mininterval=0.1 if sys.stderr.isatty() else 5,  # in a log file or a notebook each refresh is a line
+            disable=not is_main(),
+        )
+        with self.stop, bar:
+            try:
+                if self._is_evaluated_now() and self.progress.evaluated_step != self.progress.step:
+                    self._evaluate()  # which a signal had ended
+                while self.progress.step < self.total_steps and not self._stopped_early() and not self.stop.signal:
+                    self._train_epoch(bar)
+            finally:
+                self.metrics.close()
+        self._log_end()
+        return self.progress.report
 
     def _begin(self) -> None:
         last = self.run_folder / "last"
         if self.config.restore_training and (saved := read_progress(last)) is not None:
-            self._check_flags(saved["flags"])
-            self.progress = Progress(**saved["run"])
+            self.progress, flags = saved
+            changed = self._check_flags(flags)
             restore_checkpoint(last, self.model, self.optimizer, self.scaler)
-            logger.info("going on after step %d of %s", self.progress.step, last)
+            logger.info("going on after step %d of %s%s", self.progress.step, last, changed)
         if all_sum(torch.tensor(self.progress.step, device=self.device)) != self.progress.step * world_size():
             raise InputError(
                 f"{self.run_folder}: not all machines see the same saved state; put model/ on a shared disk"
@@ -145,14 +142,17 @@ class ModelTrainer:
         )
         self.progress.wandb_id = self.metrics.wandb_id
         # Sums over steps stay on the device, where adding to them waits for nothing; each process has its share.
-        sums = self.progress.sums if is_main() else [0.0] * 4
-        self._sums = torch.tensor(sums, dtype=torch.float64, device=self.device)
+        saved = self.progress
+        self._epoch_sums, self._recent_sums = (
+            torch.tensor(sums, dtype=torch.float64, device=self.device) * is_main()
+            for sums in ((saved.epoch_nats, saved.epoch_targets), (saved.recent_nats, saved.recent_targets))
+        )
         self._bad_steps = torch.zeros(2, dtype=torch.int64, device=self.device)  # in a row, and since the last reading
-        self._clock, self._clock_tokens = time.perf_counter(), self.progress.tokens_seen
         self._flops_per_token = self.model.flops_per_token()
         steps_left = self.total_steps - self.progress.step
-        self._nats = prepare_step(self.model, self.batches, self.config, self.dtype, steps_left)
+        self._summed_loss = prepare_step(self.model, self.batches, self.config, self.dtype, steps_left)
         self._log_settings()
+        self._clock, self._clock_tokens = time.perf_counter(), self.progress.tokens_seen
 
     def _order(self, epoch: int) -> Tensor:
         """Row numbers [steps, micro-batches, processes, B] of the steps that are left of an epoch."""
@@ -180,23 +180,22 @@ class ModelTrainer:
             progress.epoch_step += 1
             bar.update()
             is_last = progress.step == self.total_steps
-            is_read = progress.step % config.logging_steps == 0
-            if is_read or is_last:
+            if progress.step % config.logging_steps == 0 or is_last:
                 self._log_training(bar, lr, grad_norm)
-            if progress.step % config.evaluation_steps == 0 or is_last:
+            if self._is_evaluated_now():
                 self._evaluate()
             elif config.save_steps and progress.step % config.save_steps == 0:
                 self._save_state()
-            if is_last or self._stopped_early():
+            if self.stop.signal or is_last or self._stopped_early():
                 return
-            if self.stop.agreed(may_wait=is_read):
+            if self.stop.agreed():
                 self._save_state()
                 return
         self._read_sums()
         progress.tokens_before_epoch = progress.tokens_seen
         progress.epoch += 1
         progress.epoch_step = 0
-        self._sums[:2] = 0
+        self._epoch_sums.zero_()
 
     def _train_step(self, step_rows: Tensor) -> Tensor:
         """One optimizer step over the rows [micro-batches, processes, B]; returns the gradient's norm.
@@ -210,53 +209,51 @@ class ModelTrainer:
             ids, labels = self.batches.gather(rows[rank()])
             with self._gradients_shared(i == len(step_rows) - 1):
                 with autocast(self.device, self.dtype):
-                    nats = self._nats(ids, labels)
+                    nats = self._summed_loss(ids, labels)
                 # DistributedDataParallel takes the mean over processes, where the sum is wanted.
                 self.scaler.scale(nats * (world_size() / targets)).backward()
             step_nats += nats.detach()
         self.scaler.unscale_(self.optimizer)
         grad_norm = clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
-        bad = ~step_nats.isfinite()
-        if not self.scaler.is_enabled():  # the scaler skips steps by itself, and a first overflow is its daily bread
-            bad |= ~grad_norm.isfinite()
+        bad = ~(step_nats.isfinite() & grad_norm.isfinite())
+        if not self.scaler.is_enabled():  # which has the optimizer skip such a step by itself
             self.optimizer.found_inf = bad.float()  # fused AdamW then leaves weights and moments as they are
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad()
         own_targets = self.batches.count_targets(step_rows[:, rank()])
-        self._sums += torch.stack((step_nats, own_targets)).double().masked_fill(bad, 0).repeat(2)
+        sums = torch.stack((step_nats, own_targets)).double().masked_fill(bad, 0)
+        self._epoch_sums += sums
+        self._recent_sums += sums
         self._bad_steps[0] = (self._bad_steps[0] + 1) * bad
         self._bad_steps[1] += bad
         return grad_norm
 
     def _gradients_shared(self, is_last: bool) -> AbstractContextManager:
         """Gradients cross the network once an optimizer step, with its last micro-batch."""
-        return nullcontext() if is_last or world_size() == 1 else self._nats.no_sync()
+        return nullcontext() if is_last or world_size() == 1 else self._summed_loss.no_sync()
 
     def _read_sums(self) -> None:
         """Bring the device's sums into `progress`: the one place where training waits for the device."""
         progress = self.progress
-        progress.sums = all_sum(self._sums).tolist()
-        progress.tokens_seen = progress.tokens_before_epoch + int(progress.sums[1])
+        sums = all_sum(torch.cat((self._epoch_sums, self._recent_sums))).tolist()
+        progress.epoch_nats, progress.epoch_targets, progress.recent_nats, progress.recent_targets = sums
+        progress.tokens_seen = progress.tokens_before_epoch + int(progress.epoch_targets)
         in_a_row, since = self._bad_steps.tolist()
         progress.skipped_steps += since
         self._bad_steps[1] = 0
         if in_a_row >= MAX_BAD_STEPS:
-            raise InputError(
-                f"{self.run_folder}: the loss was not finite {in_a_row} steps in a row up to step {progress.step}; the "
-                "best model is kept; start again with a lower --lr or with --precision fp32"
-            )
+            raise self._diverged(f"the loss or its gradient was not finite {in_a_row} steps in a row")
 
     def _log_training(self, bar: tqdm, lr: float, grad_norm: Tensor) -> None:
         self._read_sums()
         progress = self.progress
-        epoch_nats, epoch_tokens, recent_nats, recent_tokens = progress.sums
-        self._sums[2:] = 0
+        self._recent_sums.zero_()
         seconds, self._clock = time.perf_counter() - self._clock, time.perf_counter()
         tokens, self._clock_tokens = progress.tokens_seen - self._clock_tokens, progress.tokens_seen
         values = {
-            "loss_train": epoch_nats / max(epoch_tokens, 1),
-            "loss_train_recent": recent_nats / max(recent_tokens, 1),
+            "loss_train": progress.epoch_nats / max(progress.epoch_targets, 1),
+            "loss_train_recent": progress.recent_nats / max(progress.recent_targets, 1),
             "lr": lr,
             "grad_norm": grad_norm.item(),
             "tokens_per_second": tokens / seconds,
@@ -268,14 +265,25 @@ class ModelTrainer:
         bar.set_postfix_str(f"loss {values['loss_train_recent']:.3f}, {values['tokens_per_second']:,.0f} tokens/s")
 
     def _evaluate(self) -> None:
-        """Measure on dev, keep the model if it is the best so far, log, and save the state."""
+        """Measure on dev, keep the model if it is the best so far, log, and save the state.
+
+        A signal ends the measuring, which is then done first after a restart.
+        """
         started = time.perf_counter()
         self._read_sums()
         progress, evaluator = self.progress, self.dev_evaluator
-        scores = evaluator(self.model)
+        scores = evaluator(self.model, lambda: self.stop.noted is not None)
+        if scores is None:
+            while not self.stop.agreed():  # not every process has noted the signal
+                pass
+            self._save_state()
+            return
+        if not math.isfinite(scores["loss"]):
+            raise self._diverged("the loss on dev is not finite")
+        progress.evaluated_step = progress.step
         score = -scores[evaluator.early_stop_on]
         if score > progress.best_score:
-            progress.best_score, progress.best_step, progress.early_stop_count = score, progress.step, 0
+            progress.best_score, progress.early_stop_count = score, 0
             self._save_best(scores)
         else:
             progress.early_stop_count += 1
@@ -290,17 +298,12 @@ class ModelTrainer:
         logger.info("  Early stop count = %d/%d", progress.early_stop_count, self.config.early_stop)
         logger.info("  Best score (%s) = %s", evaluator.early_stop_on, progress.best_score)
         logger.info("  dev_loss = %.6f || dev_eval_scores = %s", scores["loss"], scores)
-        logger.info("  train_loss = %s", progress.sums[0] / max(progress.sums[1], 1))
+        logger.info("  train_loss = %s", progress.epoch_nats / max(progress.epoch_targets, 1))
         self._save_state()
         self._clock += time.perf_counter() - started  # tokens_per_second is of training alone
 
     def _save_best(self, scores: dict[str, float]) -> None:
-        if not is_main():
-            return
-        best = self.run_folder / "0_GPTSingleHead"
-        with replace_folder(best) as folder, one_line_when_full(best):
-            self.model.save(folder)
-        report = {
+        self.progress.report = {
             "training_examples": len(self.batches),
             "evaluation_steps": self.config.evaluation_steps,
             "train_batch_size": self.batch,
@@ -312,8 +315,13 @@ class ModelTrainer:
             "tokens_seen": self.progress.tokens_seen,
             "eval_scores_on_dev": scores,
         }
+        if not is_main():
+            return
+        best = self.run_folder / "0_GPTSingleHead"
+        with one_line_when_full(best), replace_folder(best) as folder:
+            self.model.save(folder)
         with atomic_write(self.run_folder / "ck_report.json") as file:
-            json.dump(report, file, indent=2)
+            json.dump(self.progress.report, file, indent=2)
 
     def _save_state(self) -> None:
         self._read_sums()
@@ -324,20 +332,37 @@ class ModelTrainer:
         save_checkpoint(self.run_folder / "last", self.model, self.optimizer, self.scaler, progress)
 
     def _settings(self) -> dict:
-        return asdict(self.config) | {"batch": self.batch, "windows": len(self.batches)}
+        return asdict(self.config) | {"batch": self.batch} | self._contents
 
-    def _check_flags(self, saved: dict) -> None:
+    def _check_flags(self, saved: dict) -> str:
+        """What to say of the flags that have changed since the run was started.
+
+        Raises:
+            InputError: the run cannot go on with these.
+        """
         now = self._settings()
-        for name in ORDER_FLAGS:
-            if saved[name] != now[name]:
-                words = {
-                    "batch": "a batch (per GPU x accumulation_steps x GPUs) of",
-                    "windows": "a number of windows in train.jsonl of",
-                }
-                raise InputError(
-                    f"{self.run_folder}: was started with {words.get(name, f'--{name}')} {saved[name]}, "
-                    f"not {now[name]}; go on with the same value, or start anew under another --run_name"
-                )
+        for name in FIXED:
+            if saved.get(name, now[name]) != now[name]:
+                words = "a batch (per GPU x accumulation_steps x GPUs) of" if name == "batch" else f"--{name}"
+                change = f"was started with {words} {saved[name]}, not {now[name]}"
+                if name in self._contents:
+                    change = f"--dataset_name {self.config.dataset_name} has been converted anew since it was started"
+                raise InputError(f"{self.run_folder}: {change}; go on with the same, or start under another --run_name")
+        free = now.keys() - {*FIXED, "restore_training", "overwrite", "accumulation_steps", "per_gpu_train_batch_size"}
+        changed = [f"--{name} {now[name]} (was {saved[name]})" for name in sorted(free) if saved.get(name) != now[name]]
+        return f"; changed: {', '.join(changed)}" if changed else ""
+
+    def _diverged(self, what: str) -> InputError:
+        report = self.progress.report
+        kept = f"the best model, of step {report['saved_at_total_steps']}, is kept" if report else "no model was kept"
+        return InputError(
+            f"{self.run_folder}: {what} at step {self.progress.step}; {kept}; start again with a lower --lr than "
+            f"{self.config.lr:g}" + " or with --precision fp32" * (self.dtype != torch.float32)
+        )
+
+    def _is_evaluated_now(self) -> bool:
+        step = self.progress.step
+        return step % self.config.evaluation_steps == 0 or step == self.total_steps
 
     def _stopped_early(self) -> bool:
         return self.progress.early_stop_count >= self.config.early_stop
@@ -357,32 +382,13 @@ class ModelTrainer:
         logger.info("  Total optimization steps = %d, warm-up steps = %d", self.total_steps, self.warmup_steps)
         logger.info("  Output path: %s", self.run_folder)
 
-    @contextmanager
-    def _memory_advice(self) -> Iterator[None]:
-        try:
-            yield
-        except RuntimeError as error:
-            # A GPU's allocator has an error of its own, which is a RuntimeError; a CPU's has these words alone.
-            if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
-                raise
-            raise InputError(
-                f"{self.device}: out of memory (peak {peak_memory(self.device) / 2**30:.1f} GiB); lower "
-                "--per_gpu_train_batch_size and raise --accumulation_steps as much, or lower --dev_batch_size or "
-                "--max_seq_length; what was saved is kept, --restore_training goes on"
-            ) from None
-
-    def _report(self) -> dict | None:
+    def _log_end(self) -> None:
         if self._stopped_early():
             logger.info("stopped early: %d evaluations without a better dev score", self.progress.early_stop_count)
-        file = self.run_folder / "ck_report.json"
-        if not is_main() or not file.is_file():
-            return None
-        report = json.loads(file.read_text(encoding="utf-8"))
-        best = report["eval_scores_on_dev"]
-        logger.info(
-            "best model: dev perplexity %.4f at step %d, in %s",
-            best["perplexity"],
-            report["saved_at_total_steps"],
-            self.run_folder / "0_GPTSingleHead",
-        )
-        return report
+        if report := self.progress.report:
+            logger.info(
+                "best model: dev perplexity %.4f at step %d, in %s",
+                report["eval_scores_on_dev"]["perplexity"],
+                report["saved_at_total_steps"],
+                self.run_folder / "0_GPTSingleHead",
+            )

@@ -19,6 +19,11 @@ class InputError(Exception):
     """A mistake in what the user gave us. The message is one line: what, where, and what to do."""
 
 
+def first_line(error: Exception) -> str:
+    """What a library's error says, in one line; its kind where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def run_command(main: Callable[[], None]) -> NoReturn:
     """Run `main` as a program: a user's mistake or a failing disk ends in one line on stderr and exit code 2."""
     # torch's threads wait for each other by spinning, unless told otherwise before torch is loaded. Where another

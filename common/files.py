@@ -2,7 +2,9 @@
 
 import contextlib
 import os
+import platform
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -34,6 +36,7 @@ def dataset_file(dataset_name: str, split: str) -> Path:
 def atomic_write(path: Path, mode: str = "w") -> Iterator[IO]:
     """Open a file that appears under its name only when it is complete and on the disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    path = Path(os.path.realpath(path))  # a link stays one
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open(mode, encoding=None if "b" in mode else "utf-8") as file:
@@ -79,11 +82,65 @@ def replace_folder(path: Path, durable: bool = True) -> Iterator[Path]:
 
 
 def recover_folder(path: Path) -> None:
-    """Undo what a crash inside `replace_folder(path)` left: the previous good state is back under its name."""
+    """Undo what a crash inside `replace_folder(path)` left: the previous good state is back under its name.
+
+    For the one process that writes the folder; `present_folder` is for those that read it.
+    """
     old = _beside(path, "old")
     if old.exists() and not path.exists():
         old.rename(path)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def present_folder(path: Path) -> Path:
+    """`path`, or the previous good state while `replace_folder(path)`, or a crash in it, has it step aside."""
+    old = _beside(path, "old")
+    return old if old.is_dir() and not path.exists() else path
+
+
+@contextlib.contextmanager
+def lock(path: Path, wait: bool = False) -> Iterator[None]:
+    """Hold the file `path`, as one process at a time can. However a process ends, the system lets go of what it held.
+
+    Args:
+        wait: for another process to let go of it, instead of raising.
+    Raises:
+        InputError: another process holds it; says which.
+    """
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+", encoding="utf-8")
+        try:
+            _take(file, wait)
+        except (BlockingIOError, PermissionError):
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            file.close()
+            raise InputError(f"{path.parent}: in use by {holder}; wait for its end or choose another name") from None
+        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            break
+        file.close()  # its last holder has removed it since it was opened
+    try:
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}, since {time.strftime('%d %b %H:%M')}\n")
+        file.flush()
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # Windows removes no open file, and needs not
+            path.unlink()
+        file.close()
+
+
+def _take(file: IO, wait: bool) -> None:
+    if os.name == "nt":
+        import msvcrt
+
+        file.seek(1 << 30)  # one byte far behind the text, which others may then read
+        msvcrt.locking(file.fileno(), msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
 
 
 def _beside(path: Path, suffix: str) -> Path:

@@ -8,7 +8,7 @@ import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common.command import InputError
+from common.command import InputError, first_line
 from common.files import ROOT
 
 if TYPE_CHECKING:
@@ -54,8 +54,15 @@ def find_pretrained(name_or_path: str, weights: bool = True) -> Path:
         if weights and not any((Path(name) / file).is_file() for file in _ANY_TOKENIZER_FILE):
             raise InputError(f"{name}: has no tokenizer, such as tokenizer.json; copy the model's own into it")
         return Path(name)
-    if name.count("/") > 1 or name.startswith((".", "/", "~")) or name.endswith("/"):
+    if name.count("/") > 1 or name.startswith((".", "/", "~")) or name.endswith("/") or "\\" in name:
         raise InputError(f"{name}: no such folder; give a local model folder, a Hub id, or one of {_names()}")
+    owner = Path(name).parts[0] if name else ""
+    if owner == "model" or (owner != name and Path(owner).is_dir()):  # so it is a path, not a name of the Hub
+        runs = sorted(folder.parent.name for folder in ROOT.glob("model/*/0_GPTSingleHead"))
+        raise InputError(
+            f"{name}: no such folder below {Path.cwd()}; "
+            + (f"in {ROOT / 'model'} there are the runs {', '.join(runs)}" if runs else "there is no run yet")
+        )
     return _from_hub(name, wanted, weights)
 
 
@@ -91,8 +98,9 @@ def _from_hub(name: str, wanted: tuple[str, ...], weights: bool) -> Path:
         if weights and not any((folder / file).is_file() for file in wanted):  # an older repository, torch format only
             folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=[*patterns, "pytorch_model*.bin"]))
     except (HfHubHTTPError, HFValidationError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"{name}: no model of that name could be had ({reason}); known names: {_names()}") from None
+        raise InputError(
+            f"{name}: no model of that name could be had ({first_line(error)}); known names: {_names()}"
+        ) from None
     if not any((folder / file).is_file() for file in wanted):
         raise InputError(f"{name}: the Hub's repository holds none of {', '.join(wanted)}; choose another model")
     return folder

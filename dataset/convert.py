@@ -24,7 +24,6 @@ from dataset.sources import (
     Omission,
     SourceFile,
     find_sources,
-    portable,
     say_left_out,
     source_root,
     source_version,
@@ -86,9 +85,10 @@ def main() -> None:
     skipped += omitted
     meta = {
         "format_version": FORMAT_VERSION,
-        "flags": describe_flags(config),
+        # without num_workers, which changes nothing in the result
+        "flags": {name: value for name, value in asdict(config).items() if name != "num_workers"},
         "tokenizer": {
-            "name": portable(config.tokenizer),
+            "name": config.tokenizer,
             "fingerprint": fingerprint(tokenizer),
             "vocab_size": tokenizer.get_vocab_size(),
         },
@@ -179,20 +179,13 @@ def frequent_tokens(files: list[SourceFile]) -> list[FrequentToken]:
     return [{"id": int(token), "count": int(counts[token])} for token in frequent if counts[token]]
 
 
-def describe_flags(config: ConvertConfig) -> dict[str, Any]:
-    """Without num_workers, which changes nothing in the result."""
-    flags = asdict(config) | {"source": list(map(portable, config.source))}
-    del flags["num_workers"]
-    return {name: portable(value) if isinstance(value, str) else value for name, value in flags.items()}
-
-
 def describe_sources(
     names: Sequence[str], files: list[SourceFile], skipped: list[Omission], left_out: list[Omission]
 ) -> list[dict[str, Any]]:
     """Each source's name, version, files with their number of tokens, and with reasons what is not among them."""
     described = {
-        portable(name): {
-            "source": portable(name),
+        name: {
+            "source": name,
             "version": source_version(name),
             "files": {},
             "skipped": {},

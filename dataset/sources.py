@@ -76,14 +76,14 @@ def find_sources(sources: Sequence[str], include_ignored: bool = False) -> Found
     found = Found([], [], [])
     for source in sources:
         if not source_root(source).exists():
-            raise InputError(f"--source {portable(source)}: no such file or folder")
+            raise InputError(f"--source {source}: no such file or folder")
         for part, of_source in zip(found, _search(source, include_ignored), strict=True):
             part += sorted(of_source, key=lambda item: item.path)
     if not found.files:
         reasons = sorted({omission.reason for omission in found.skipped})
         reasons += [say_left_out(found.left_out)] if found.left_out else []
         raise InputError(
-            f"no .py or .java file in {' or '.join(map(portable, sources or DEFAULT_SOURCES))}"
+            f"no .py or .java file in {' or '.join(sources or DEFAULT_SOURCES)}"
             f"{' (' * bool(reasons)}{'; '.join(reasons)}{')' * bool(reasons)}; name a folder of source code with "
             "--source DIR, or take Python's own library with --source stdlib"
         )
@@ -96,11 +96,6 @@ def source_root(source: str) -> Path:
     return ROOT / source if source in DEFAULT_SOURCES else Path(source)
 
 
-def portable(name: str) -> str:
-    """A file's name as UTF-8 has it, whatever the locale has made of its bytes."""
-    return os.fsencode(name).decode("utf-8", "surrogateescape")
-
-
 def say_left_out(left_out: list[Omission]) -> str:
     names = [omission.path for omission in left_out]
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
@@ -111,11 +106,11 @@ def _search(source: str, include_ignored: bool) -> Found:
     root, found = source_root(source), Found([], [], [])
 
     def name(path: Path) -> tuple[str, str]:
-        return portable(source), portable(path.relative_to(root).as_posix())
+        return source, path.relative_to(root).as_posix()
 
     if not root.is_dir():
         if label := label_of(root.name):
-            found.files.append(SourceFile(root, portable(source), portable(root.name), label))
+            found.files.append(SourceFile(root, source, root.name, label))
         return found
     ignored = set() if include_ignored or source == "stdlib" else ignored_by_git(root)
     folders = [root]  # a stack, since a tree may be deeper than Python's

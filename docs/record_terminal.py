@@ -1,7 +1,7 @@
 """Draw a conversation with interact.py as an SVG picture of the terminal.
 
 pip install pexpect pyte rich
-python docs/record_terminal.py --model_path tiny --output docs/conversation.svg
+python docs/record_terminal.py --model_path models/SmolLM2-135M-Instruct --temperature 0.2 --seed 1
 
 The real program runs in a pseudo-terminal; an emulator keeps its screen, with colours. The same model and seed give
 the same picture.
@@ -21,14 +21,13 @@ from rich.style import Style
 from rich.text import Text
 
 ROOT = Path(__file__).resolve().parent.parent
-COLUMNS, ROWS = 84, 60
+COLUMNS, ROWS = 92, 60
 FONT = "ui-monospace, SFMono-Regular, Menlo, Consolas, 'DejaVu Sans Mono', monospace"
 # What is typed, and the text that shows that the answer is complete.
 SESSION = [
     ("def count_words(text):\r\r", "ended: "),
     (":n 3\r", "n 3\r"),
-    (":stop line\r", "stop line\r"),
-    ("for name in \r", "1 of "),
+    ("def is_palindrome(text):\r\r", "1 of "),
     ("\t", "2 of "),
 ]
 
@@ -37,15 +36,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model_path", default="tiny")
     parser.add_argument("--output", default=str(ROOT / "docs" / "conversation.svg"))
-    flags = parser.parse_args()
-    command = ["interact.py", "--model_path", flags.model_path, "--language", "python", "--seed", "1"]
+    flags, others = parser.parse_known_args()  # the others are for interact.py
+    command = ["interact.py", "--model_path", flags.model_path, *others]
     screen = record(command)
     draw(screen, "$ python " + " ".join(command), Path(flags.output))
 
 
 def record(command: list[str]) -> pyte.Screen:
     environment = os.environ | {"TERM": "xterm-256color", "PROMPT_TOOLKIT_NO_CPR": "1", "HF_HUB_OFFLINE": "1"}
-    child = pexpect.spawn(sys.executable, command, cwd=ROOT, env=environment, dimensions=(ROWS, COLUMNS), timeout=120)
+    child = pexpect.spawn(sys.executable, command, cwd=ROOT, env=environment, dimensions=(ROWS, COLUMNS), timeout=300)
     screen = pyte.Screen(COLUMNS, ROWS)
     stream = pyte.ByteStream(screen)
 
@@ -53,6 +52,8 @@ def record(command: list[str]) -> pyte.Screen:
         child.expect_exact(text)
         stream.feed(child.before + child.after)
 
+    wait_for("[python]:")
+    child.send("\r")
     wait_for(">>>")
     for typed, answer in SESSION:
         child.send(typed)

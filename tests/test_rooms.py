@@ -9,11 +9,12 @@ from conftest import ROOMS, ROOT
 # From the ground up: a file imports from rooms below its own, or from its own.
 FLOORS = (
     {"common"},
+    {"execution"},
     {"dataset"},
     {"model"},
     {"data"},
     {"training", "completion"},
-    {"trainer", "execution", "charts"},
+    {"trainer", "charts"},
     {"benchmarks"},
     {"train", "evaluate", "interact", "analysis", "benchmark", "serve"},
 )

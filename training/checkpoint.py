@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from common.command import InputError
-from common.files import recover_folder, replace_folder
+from common.files import replace_folder
 
 if TYPE_CHECKING:
     from model import GPTSingleHead
@@ -28,10 +28,13 @@ class Progress:
     epoch_step: int = 0  # optimizer steps done in this epoch
     tokens_seen: int = 0  # unpadded targets trained on
     tokens_before_epoch: int = 0
-    # Nats and targets of this epoch, and since the last entry in the log.
-    sums: list[float] = field(default_factory=lambda: [0.0] * 4)
+    epoch_nats: float = 0.0  # and targets, so far in this epoch
+    epoch_targets: float = 0.0
+    recent_nats: float = 0.0  # since the last entry in the log
+    recent_targets: float = 0.0
+    evaluated_step: int = 0  # the step after which dev was measured last
     best_score: float = -math.inf  # minus the dev perplexity (or loss) of the best model
-    best_step: int = 0
+    report: dict | None = None  # of the best model, as ck_report.json
     early_stop_count: int = 0  # evaluations since then
     skipped_steps: int = 0  # steps whose loss or gradient was not finite
     wandb_id: str | None = None
@@ -54,7 +57,7 @@ def save_checkpoint(
     Raises:
         InputError: the disk is full or may not be written to; what was saved before is kept.
     """
-    with replace_folder(folder) as new, one_line_when_full(folder):
+    with one_line_when_full(folder), replace_folder(folder) as new:
         model.save(new)
         save_file(_optimizer_tensors(model, optimizer), new / "optimizer.safetensors")
         state = {"progress": progress, "scaler": scaler.state_dict()}
@@ -73,16 +76,24 @@ def one_line_when_full(folder: Path) -> Iterator[None]:
         ) from None
 
 
-def read_progress(folder: Path) -> dict | None:
-    """The progress that `save_checkpoint` was given, or None if nothing is saved there.
+def read_progress(folder: Path) -> tuple[Progress, dict] | None:
+    """How far the run is that `save_checkpoint` has saved and its flags, or None if nothing is saved there.
 
     Raises:
         InputError: a state that cannot be read.
     """
-    recover_folder(folder)
     if not folder.exists():
         return None
-    return _read_state(folder)["progress"]
+    saved = _read_state(folder)
+    try:
+        progress, flags = Progress(**saved["progress"]["run"]), dict(saved["progress"]["flags"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{folder / 'state.json'}: not as this version writes it ({error}); {_REMEDY}") from None
+    for known in fields(Progress):
+        default, value = known.default, getattr(progress, known.name)
+        if default is not None and not isinstance(value, (int, float) if isinstance(default, float) else int):
+            raise InputError(f"{folder / 'state.json'}: {known.name} is {value!r}; {_REMEDY}")
+    return progress, flags
 
 
 def restore_checkpoint(
@@ -99,11 +110,17 @@ def restore_checkpoint(
     state = _read_state(folder)
     try:
         optimizer_tensors = load_file(folder / "optimizer.safetensors")
-        for name, parameter in model.named_parameters():
-            keys = [key for key in optimizer_tensors if key.rpartition("/")[0] == name]
-            for key in keys:
-                device = parameter.device
-                optimizer.state[parameter][key.rpartition("/")[2]] = optimizer_tensors[key].to(device)
+        parameters = dict(model.named_parameters())
+        wanted = {f"{name}/{key}" for name in parameters for key in ("step", "exp_avg", "exp_avg_sq")}
+        if optimizer_tensors.keys() not in (wanted, set()):  # none before the first step that was not skipped
+            raise ValueError(
+                f"optimizer.safetensors lacks {min(wanted ^ optimizer_tensors.keys())}, or has it too much"
+            )
+        for key, tensor in optimizer_tensors.items():
+            name, _, kind = key.rpartition("/")
+            if kind != "step" and tensor.shape != parameters[name].shape:
+                raise ValueError(f"{key} has the shape {tuple(tensor.shape)}")
+            optimizer.state[parameters[name]][kind] = tensor.to(parameters[name].device)
         scaler.load_state_dict(state["scaler"])
     except (OSError, SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
         raise InputError(f"{folder}: the saved state is damaged ({error}); {_REMEDY}") from None

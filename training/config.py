@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from common.command import Flags, InputError, flag, folder_name
 from training.recipes import RECIPES
 
-# Each is a function of the step in trainer.lr_factor.
+# Each is a function of the step in schedule.lr_factor.
 SCHEDULERS = ("constantlr", "warmuplinear", "warmupconstant", "warmupcosine", "warmupcosinewithhardrestarts")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -44,10 +45,15 @@ class SingleCLMEvaluator:
         self.precision = precision
         self.windows = windows
 
-    def __call__(self, model: "GPTSingleHead") -> dict[str, float]:
+    def __call__(
+        self, model: "GPTSingleHead", interrupted: Callable[[], bool] = lambda: False
+    ) -> dict[str, float] | None:
         """Measure `model`; leaves it in the mode (train or eval) that it was in.
 
+        Args:
+            interrupted: asked before each batch whether to give up.
         Returns:
+            None if any process gave up, else
             loss: mean nats per target token; every token counts once, padding never.
             perplexity: exp(loss).
             perplexity_padded: what the 2020 reference reported, whose mean runs over the padding too, which its
@@ -77,10 +83,14 @@ class SingleCLMEvaluator:
         widths = lengths[::batch_size].tolist()
         bytes_of = token_bytes(model).to(device)
         sums = torch.zeros(5, dtype=torch.float64, device=device)
+        gave_up = torch.zeros(1, dtype=torch.float64, device=device)
         was_training = model.training
         model.eval()
         with torch.inference_mode(), autocast(device, dtype):  # which keeps the weights that it has cast to the end
             for i, width in enumerate(widths):
+                if interrupted():
+                    gave_up += 1
+                    break
                 ids, labels = batches.gather(rows[i * batch_size : (i + 1) * batch_size])
                 ids, labels = ids[:, :width], labels[:, :width]
                 nats, hits = model.scores(ids, labels)  # [B, width - 1]
@@ -89,7 +99,8 @@ class SingleCLMEvaluator:
                 values = nats, targets >= 0, nats * (target_bytes > 0), target_bytes, hits
                 sums += torch.stack([value.sum(dtype=torch.float64) for value in values])
         model.train(was_training)
-        return _results(*all_sum(sums).tolist(), positions)
+        *sums, gave_up = all_sum(torch.cat((sums, gave_up))).tolist()
+        return None if gave_up else _results(*sums, positions)
 
 
 def _results(

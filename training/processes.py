@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -63,7 +64,11 @@ def _start_again_under_torchrun(n_gpu: int, gpus: list[int]) -> None:
     if len(gpus) not in (1, n_gpu):
         raise InputError(f"--n_gpu {n_gpu} and --visiable_device {','.join(map(str, gpus))}: name as many GPUs")
     if len(gpus) == n_gpu:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))
+        before = os.environ.get("CUDA_VISIBLE_DEVICES")
+        names = before.split(",") if before else [str(gpu) for gpu in range(there)]  # numbers count those we may see
+        if max(gpus) >= len(names):
+            raise InputError(f"--visiable_device {','.join(map(str, gpus))}: this machine has {there}, numbered from 0")
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(names[gpu] for gpu in gpus)
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n_gpu}"]
     sys.stderr.flush()
     os.execv(sys.executable, [sys.executable, *torchrun, *sys.argv])
@@ -105,13 +110,23 @@ def all_sum(values: Tensor) -> Tensor:
 
 
 class StopSignal:
-    """Within its context, a SIGINT or SIGTERM is noted instead of ending the process; a second one ends it at once."""
+    """Within its context, a SIGINT or SIGTERM is noted instead of ending the process; a second one ends it at once.
+
+    Attributes:
+        noted: the signal that this process got.
+        signal: the signal after which all processes agree to stop.
+    """
 
     def __init__(self) -> None:
+        self.noted: signal.Signals | None = None
         self.signal: signal.Signals | None = None
         self._handlers_before: dict = {}
+        self._asked: tuple[dist.Work, Tensor] | None = None
+        self._noted_at = 0.0
 
     def __enter__(self) -> "StopSignal":
+        # Their own group, so that the question is never in the way of gradients.
+        self._group = dist.new_group(backend="gloo") if world_size() > 1 else None
         if threading.current_thread() is threading.main_thread():  # others may not set handlers
             self._handlers_before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
         return self
@@ -121,20 +136,29 @@ class StopSignal:
             signal.signal(number, handler)
 
     def _note(self, number: int, _frame: object) -> None:
-        self.signal = signal.Signals(number)
-        signal.signal(number, self._handlers_before[number])
-        logger.warning("%s: saving after this step; once more to stop at once", self.signal.name)
+        if self.noted is None:
+            self.noted, self._noted_at = signal.Signals(number), time.monotonic()
+            logger.warning("%s: saving after this step; once more to stop at once", self.noted.name)
+        elif world_size() == 1 or number != self.noted or time.monotonic() - self._noted_at > 1:
+            # Within a second it may be the same one: torchrun passes on what a scheduler has sent to us as well.
+            signal.signal(number, self._handlers_before[number])
+            signal.raise_signal(number)
 
-    def agreed(self, may_wait: bool) -> bool:
-        """Whether to stop. Several processes must stop together, and ask each other only where they `may_wait`."""
-        if world_size() > 1:
-            if not may_wait:
-                return False
-            backend_device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-            noted = all_sum(torch.tensor(int(self.signal is not None), device=backend_device)).item()
-            if noted and self.signal is None:
-                self.signal = signal.SIGTERM
-            return noted > 0
+    def agreed(self) -> bool:
+        """Whether to stop now. All processes call this after each step, and get the same answer.
+
+        Several processes send each other what they have noted while the next step runs, so that none waits for another.
+        """
+        if world_size() == 1:
+            self.signal = self.noted
+            return self.noted is not None
+        if self._asked is not None:
+            work, number = self._asked
+            work.wait()
+            self.signal = signal.Signals(number.item()) if number else None
+        if self.signal is None:
+            number = torch.tensor(self.noted or 0)
+            self._asked = dist.all_reduce(number, dist.ReduceOp.MAX, self._group, async_op=True), number
         return self.signal is not None
 
 

@@ -29,7 +29,7 @@ def epoch_order(rows: int, epoch: int, seed: int, shape: tuple[int, ...]) -> Ten
 
     A step's rows depend on the product of `shape` alone, not on how it is divided into micro-batches and processes.
     """
-    generator = torch.Generator().manual_seed(seed + 1_000_003 * epoch)
+    generator = torch.Generator().manual_seed((seed + 1_000_003 * epoch) % 2**63)
     per_step = math.prod(shape)
     order = torch.full((math.ceil(rows / per_step) * per_step,), -1)
     order[:rows] = torch.randperm(rows, generator=generator)
@@ -41,4 +41,4 @@ def seed_step(seed: int, step: int, rank: int) -> None:
 
     No generator's state needs to be saved: it is a function of the step.
     """
-    torch.manual_seed((seed * 1_000_003 + step) * 1_009 + rank)
+    torch.manual_seed(((seed * 1_000_003 + step) * 1_009 + rank) % 2**63)

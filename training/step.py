@@ -1,4 +1,4 @@
-"""The summed loss of a micro-batch: compiled where that pays, distributed over processes."""
+"""What a step computes: the summed loss of a micro-batch, compiled and distributed; what of the weights decays."""
 
 import logging
 
@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from common.command import first_line
 from common.devices import autocast
 from common.loss import next_token_nats
 from data import TokenBatches
@@ -14,6 +15,15 @@ from training.config import TrainConfig
 from training.processes import world_size
 
 logger = logging.getLogger(__name__)
+
+
+def parameter_groups(model: GPTSingleHead, weight_decay: float) -> list[dict]:
+    """AdamW's two groups: matrices decay; vectors, that is biases and normalisation weights, do not."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+    ]
 
 
 class SummedLoss(nn.Module):
@@ -82,6 +92,6 @@ def compiled(model: GPTSingleHead, batches: TokenBatches, config: TrainConfig, d
         raise
     except Exception as error:  # of many kinds: no compiler, a broken one, an unknown GPU
         model.zero_grad()
-        logger.warning("  not compiled, so slower (%s)", str(error).strip().splitlines()[0])
+        logger.warning("  not compiled, so slower (%s)", first_line(error))
         return None
     return nats

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
+from common.command import first_line
 from training.checkpoint import one_line_when_full
 
 logger = logging.getLogger(__name__)
@@ -97,9 +98,7 @@ def _start_wandb(run_folder: Path, project: str, run_id: str | None, config: dic
         settings = wandb.Settings(console="off", silent=mode == "offline", init_timeout=timeout)
         return start(mode=mode, resume="allow" if run_id else None, settings=settings)
     except wandb.Error as error:  # no answer, or a key that is not valid
-        logger.warning(
-            "W&B: %s; the run is kept offline in %s, `wandb sync` uploads it", str(error).splitlines()[0], run_folder
-        )
+        logger.warning("W&B: %s; the run is kept offline in %s, `wandb sync` uploads it", first_line(error), run_folder)
         return start(mode="offline", settings=wandb.Settings(console="off", silent=True))
 
 

@@ -185,7 +185,9 @@ def test_a_run_may_be_called_anything(tmp_path, analyse, name):
     assert (tmp_path / "out" / name / "dev_loss.png").is_file()
 
 
-@pytest.mark.parametrize("name", ["..", ".", "", "a/b", "/abs", "../up", "two\nlines", "\x1b[31m", "bell\a"])
+@pytest.mark.parametrize(
+    "name", ["..", ".", "a/b", "a\\b", ".hidden", "/abs", "../up", "two\nlines", "\x1b[31m", "bell\a"]
+)
 def test_a_name_that_is_no_folder_is_refused(tmp_path, analyse, name):
     for number in (1, 2):
         write_run(tmp_path / str(number), {1: 9, 2: 8})

@@ -133,7 +133,11 @@ def test_too_little_memory_is_said_in_one_line_with_the_flags_to_lower(project, 
     def limit_memory():
         resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
 
-    command = [*train_command(with_dropout, "large"), "--per_gpu_train_batch_size", 20_000_000]
+    wide = project.folder / "wide"
+    shutil.copytree(with_dropout, wide)
+    config = json.loads((wide / "config.json").read_text()) | {"n_inner": 400_000}
+    (wide / "config.json").write_text(json.dumps(config))
+    command = [*train_command(wide, "large"), "--per_gpu_train_batch_size", 1_000_000]  # all windows, then
     message = project.fails(*command, preexec_fn=limit_memory, log_lines=True)
     assert "out of memory (peak " in message
     assert "--per_gpu_train_batch_size" in message
@@ -211,7 +215,7 @@ def test_machines_without_a_shared_disk_train_together_and_are_told_why_they_can
 
     outputs = [process.communicate(timeout=120)[1] for process in run_on_both("--max_steps", 2)]
     assert "best model: dev perplexity" in outputs[0]
-    assert (other / ".cache" / "nodes" / "train" / "meta.json").is_file()
+    assert [*(other / ".cache" / "source_code").glob("*/train/meta.json")]
     assert not (other / "model").exists()
     processes = run_on_both("--max_steps", 4, "--restore_training")
     outputs = [process.communicate(timeout=120)[1] for process in processes]

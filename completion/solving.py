@@ -1,0 +1,158 @@
+"""Problems completed by a model, and the completions run: what evaluate.py --problems does, and train.py at its end."""
+
+import hashlib
+import json
+import platform
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from common.command import InputError
+from common.files import ROOT, recover_folder
+from common.model_files import find_pretrained
+from completion.complete import complete
+from completion.settings import Completion
+from execution.measure import Generate, check_k, check_problems, judge_again, summarise, take_samples
+from execution.problem_file import read_problems
+from execution.running import Judge, Verdict
+
+# The benchmark's own, of Chen et al. 2021, section 3.1.
+STOP_WORDS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
+PACKAGES = ("torch", "transformers", "numpy", "xllamacpp")
+
+
+@dataclass(frozen=True)
+class Solving:
+    """How problems are completed.
+
+    Attributes:
+        n_samples: completions of each problem: one, greedily, or several at `temperature`.
+        stop: block: as interact.py stops; words: at STOP_WORDS.
+        precision: of the model that `load` gives; recorded, since it may change what is written.
+    """
+
+    n_samples: int = 1
+    temperature: float = 0.2
+    max_new_tokens: int = 512
+    stop: str = "block"
+    seed: int = 0
+    precision: str = "auto"
+
+    def settings(self) -> dict[str, Any]:
+        return asdict(self) | {"temperature": self.temperature if self.n_samples > 1 else 0.0}
+
+
+def solve(
+    path: Path,
+    load: Callable[[], Any],
+    fingerprint: str,
+    solving: Solving,
+    ks: list[int],
+    samples: Path | None = None,
+    again: bool = False,
+    allow_weak_sandbox: bool = False,
+) -> tuple[dict[str, Any], dict[str, Verdict]]:
+    """Complete the problems of a file, run the completions, and sum up: the result, and the problems refused.
+
+    Args:
+        load: gives the model to complete with; called only if there is something to complete.
+        samples: the jsonl file of what was sampled already, which is added to; else one below .cache.
+        again: run what the file holds once more, without the model.
+    Raises:
+        InputError: a fault of the problems, of the samples or of a k, or no sandbox on this machine.
+    """
+    for k in ks:
+        check_k(k, solving.n_samples)
+    problems, problems_hash = read_problems(path)
+    judge = Judge(allow_weak_sandbox)
+    print(f"completions are run on this machine, in a sandbox of level {judge.level}", flush=True)
+    settings = solving.settings()
+    made_of = {"model": fingerprint, "problems": problems_hash, **settings}
+    if solving.n_samples > 1:
+        del made_of["n_samples"]  # more of the same may join them
+    run = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
+    samples = samples or ROOT / ".cache" / "samples" / f"{run}.jsonl"
+    sound, refused = check_problems(judge, problems)
+    if again:
+        taken = judge_again(judge, sound, samples, run)
+    else:
+        taken = take_samples(judge, sound, solving.n_samples, samples, run, _lazy(load, solving))
+    result = summarise(taken, ks)
+    result |= {
+        "model_fingerprint": fingerprint,
+        "problems_file": str(path),
+        "problems_sha256": problems_hash,
+        "refused": {name: f"{verdict.kind}: {verdict.detail}" for name, verdict in refused.items()},
+        "settings": settings,
+        "samples": str(samples),
+        "sandbox": judge.level,
+        "versions": {"python": platform.python_version(), **_versions()},
+    }
+    return result, refused
+
+
+def _lazy(load: Callable[[], Any], solving: Solving) -> Generate:
+    def generate(prompts: list[str]) -> Iterator[tuple[int, Completion]]:
+        model = load()
+        for place, prompt in enumerate(prompts):
+            yield place, _complete(model, prompt, solving, place)
+
+    return generate
+
+
+def _complete(model: Any, prompt: str, solving: Solving, place: int) -> Completion:
+    settings = {"max_new_tokens": solving.max_new_tokens, "seed": solving.seed + place}
+    settings["temperature"] = solving.settings()["temperature"]
+    if solving.stop == "block":
+        return complete(model, prompt, **settings)[0]
+    pieces: list[str] = []
+    (found,) = complete(
+        model, prompt, stop="none", on_text=pieces.append, cancelled=lambda: _end("".join(pieces)) >= 0, **settings
+    )
+    end = _end(found.text)
+    return found if end < 0 else replace(found, text=found.text[:end], stop_reason="words")
+
+
+def _end(text: str) -> int:
+    """Where the first stop word begins; -1 without one."""
+    places = [place for word in STOP_WORDS if (place := text.find(word)) >= 0]
+    return min(places, default=-1)
+
+
+def model_fingerprint(path: str) -> str:
+    """Sixteen hex digits of a model's files: weights, configuration and vocabulary.
+
+    Raises:
+        InputError: as `find_pretrained`.
+    """
+    best = Path(path) / "0_GPTSingleHead"
+    recover_folder(best)
+    folder = find_pretrained(str(best if best.is_dir() else path))
+    digest = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        if file.suffix in (".safetensors", ".bin", ".json", ".txt"):
+            digest.update(file.name.encode())
+            with file.open("rb") as content:
+                while block := content.read(1 << 24):
+                    digest.update(block)
+    return digest.hexdigest()[:16]
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def parse_ks(text: str) -> list[int]:
+    """The k of pass@k, as in `1,10`."""
+    try:
+        return sorted({int(part) for part in text.split(",")})
+    except ValueError:
+        raise InputError(f"--k {text}: must be whole numbers with commas between, as in 1,10") from None

@@ -1,0 +1,204 @@
+"""Make problems of a converted dataset's held-out sources: its functions whose docstrings show examples.
+
+python dataset/problems.py --dataset_name source_code                  write dataset/source_code/problems.jsonl
+python evaluate.py --problems dataset/source_code/problems.jsonl       complete them and run the completions
+
+This runs the sources' functions and examples, in the sandbox of execution/.
+"""
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from common.command import Flags, InputError, flag, folder_name, output_file, parse_flags, run_command
+from common.files import atomic_write, dataset_file
+from common.model_files import fingerprint, load_tokenizer
+from dataset.doctests import Cut, cut_problems
+from dataset.format import read_meta
+from dataset.sources import SourceFile, find_sources, read_text
+from dataset.windows import tokenize_files
+from execution.problem_file import Problem
+from execution.running import Judge, in_parallel
+
+if TYPE_CHECKING:
+    import numpy as np
+    from tokenizers import Tokenizer
+
+HASH_SEEDS = (0, 1)  # a solution that depends on the order of a set's strings passes with one of them only
+NGRAM = 20  # tokens; as of the contamination that convert.py measures
+SECONDS = 20  # of processor time for a problem's own solution
+
+
+@dataclass
+class ProblemsConfig(Flags):
+    dataset_name: str = flag("source_code", "folder below dataset/ that convert.py has written", type=folder_name)
+    split: str = flag("dev", "whose sources to take; train's measure what was memorised", choices=("dev", "train"))
+    output: str | None = flag(
+        None,
+        "the file to write, and beside it a .json of counts; else dataset/<dataset_name>/problems.jsonl",
+        type=output_file(".jsonl"),
+    )
+    allow_weak_sandbox: bool = flag(False, "run the sources' code even where nothing but limits holds it")
+
+
+def main() -> None:
+    config = parse_flags(ProblemsConfig, __doc__)
+    dev_file = dataset_file(config.dataset_name, "dev")
+    meta = read_meta(dev_file.parent)
+    if meta["flags"]["split_by"] == "segment":
+        raise InputError(
+            f"{dev_file.parent}: split by segment, so train holds parts of every source; convert with --split_by file"
+        )
+    output = Path(config.output) if config.output else dev_file.parents[1] / "problems.jsonl"
+    tokenizer = load_tokenizer(meta["flags"]["tokenizer"])
+    if fingerprint(tokenizer) != meta["tokenizer"]["fingerprint"]:
+        raise InputError(f"{dev_file.parent}: made with another tokenizer of this name; convert again")
+    held_out, train = split_sources(meta, dev_file, tokenizer)
+    judge = Judge(config.allow_weak_sandbox)
+    print(f"the sources' functions are run on this machine, in a sandbox of level {judge.level}")
+
+    steps: Counter[str] = Counter()
+    cuts = list(cut_files(held_out if config.split == "dev" else train, steps))
+    problems = list(keep_sound(judge, cuts, steps))
+    if not problems:
+        raise InputError(f"{dev_file.parent}: no function of the {config.split} split makes a problem: {dict(steps)}")
+    seen = known_ngrams(train)
+    with atomic_write(output) as file:
+        shares = []
+        for problem in problems:
+            shares.append(share_in_train(problem.canonical_solution, tokenizer, seen))
+            file.write(json.dumps(asdict(problem) | {"solution_in_train": shares[-1]}) + "\n")
+    counts = {
+        "dataset": config.dataset_name,
+        "split": config.split,
+        "python": sys.version.split()[0],
+        "sandbox": judge.level,
+        "steps": dict(steps),
+        "problems": len(problems),
+        "solution_in_train": summary(shares),
+    }
+    with atomic_write(output.with_suffix(".json")) as file:
+        json.dump(counts, file, indent=2)
+        file.write("\n")
+    for step, number in steps.items():
+        print(f"{number:>6,} {step}")
+    print(f"{len(problems):>6,} problems written: {output}")
+    print(
+        f"of a solution's {NGRAM}-grams stand in train: {counts['solution_in_train']['mean']:.1%} in the mean, "
+        f"more than half in {counts['solution_in_train']['more_than_half']:,} problems"
+    )
+
+
+def split_sources(
+    meta: dict[str, Any], dev_file: Path, tokenizer: "Tokenizer"
+) -> tuple[list[SourceFile], list[SourceFile]]:
+    """The Python sources of dev and of train, tokenized.
+
+    Raises:
+        InputError: the sources are no longer what was converted.
+    """
+    with dev_file.open(encoding="utf-8") as rows:
+        dev = {(row["label"], row["path"]) for row in map(json.loads, rows)}
+    flags = meta["flags"]
+    found = [file for file in find_sources(flags["source"], flags["include_ignored"]).files if file.label == "Python"]
+    files, _ = tokenize_files(found, tokenizer, flags["stride"])
+    counts = {source["source"]: source["files"] for source in meta["sources"]}
+    for file in files:
+        if counts[file.source].get(file.path) != len(file.ids):
+            raise InputError(f"{file.file}: has changed since {dev_file.parent} was made of it; convert again")
+    held_out = [(file.label, file.path) in dev for file in files]
+    return (
+        [file for file, is_dev in zip(files, held_out, strict=True) if is_dev],
+        [file for file, is_dev in zip(files, held_out, strict=True) if not is_dev],
+    )
+
+
+def cut_files(files: list[SourceFile], steps: Counter[str]) -> Iterator[tuple[str, Cut]]:
+    """(task id, problem) of each candidate; counts them, and what falls away."""
+    for file in files:
+        try:
+            cuts = list(cut_problems(read_text(file.file)[0]))
+        except (SyntaxError, ValueError, RecursionError):
+            steps[f"files that Python {sys.version_info.major}.{sys.version_info.minor} cannot read"] += 1
+            continue
+        for cut in cuts:
+            steps["candidates: functions with examples in the docstring"] += 1
+            if cut.foreign_modules:
+                steps["left out: need more than the standard library and NumPy"] += 1
+            else:
+                yield f"{file.path}:{cut.name}", cut
+
+
+def keep_sound(judge: Judge, cuts: list[tuple[str, Cut]], steps: Counter[str]) -> Iterator[Problem]:
+    """Those whose own solution passes, and no body that knows nothing of the task."""
+    from tqdm import tqdm
+
+    checks: Iterator[Callable] = (partial(_check, judge, name, cut) for name, cut in cuts)
+    for problem, fault in tqdm(in_parallel(checks), "check", len(cuts), unit="problem", leave=False, disable=None):
+        if fault:
+            steps[f"left out: {fault}"] += 1
+        else:
+            yield problem
+
+
+def _check(judge: Judge, name: str, cut: Cut) -> tuple[Problem, str]:
+    problem = Problem(name, cut.prompt, cut.name, cut.solution, cut.test)
+    for seed in HASH_SEEDS:
+        if not judge.judge(problem, cut.solution, SECONDS, seed).passed:
+            alone = judge.passing(problem, [cut.solution], SECONDS)
+            return problem, "their test cannot be held across a pipe" if alone else "their own solution does not pass"
+    passing = judge.passing(problem, cut.trivial, SECONDS)
+    if passing is None:
+        return problem, "a trivial body does not end"
+    return problem, f"a trivial body passes, as does `{_kind(passing[0])}`" if passing else ""
+
+
+def _kind(body: str) -> str:
+    """What kind of trivial body it is: pass, return a literal, return an argument."""
+    statement = body.strip()
+    if statement == "pass":
+        return statement
+    return "return an argument" if statement.removeprefix("return ").isidentifier() else "return a literal"
+
+
+def known_ngrams(train: list[SourceFile]) -> "np.ndarray":
+    """[n-grams of the sources] uint64: their hashes, sorted."""
+    import numpy as np
+
+    from dataset.contamination import ngram_hashes
+
+    return np.sort(np.concatenate([ngram_hashes(file.ids, NGRAM) for file in train]))
+
+
+def share_in_train(solution: str, tokenizer: "Tokenizer", seen: "np.ndarray") -> float | None:
+    """Share of a solution's n-grams of tokens that stand in train word for word; None if it is shorter than one."""
+    import numpy as np
+
+    from dataset.contamination import ngram_hashes
+
+    ids = np.array(tokenizer.encode(solution, add_special_tokens=False).ids, dtype=np.int32)
+    hashes = ngram_hashes(ids, NGRAM)
+    if not len(hashes):
+        return None
+    at = np.searchsorted(seen, hashes).clip(max=len(seen) - 1)
+    return round(float((seen[at] == hashes).mean()), 4)
+
+
+def summary(shares: list[float | None]) -> dict[str, Any]:
+    known = [share for share in shares if share is not None]
+    return {
+        "ngram": NGRAM,
+        "mean": sum(known) / max(1, len(known)),
+        "more_than_half": sum(share > 0.5 for share in known),
+        "too_short_to_tell": len(shares) - len(known),
+    }
+
+
+if __name__ == "__main__":
+    run_command(main)
