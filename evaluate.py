@@ -9,7 +9,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from common.command import Flags, flag, folder_name, output_file, parse_flags, run_command
+from common.command import Flags, InputError, flag, folder_name, output_file, parse_flags, run_command
 from common.files import atomic_write, dataset_file
 from training.config import PRECISIONS
 from training.evaluator import SingleCLMEvaluator
@@ -35,8 +35,8 @@ class EvaluateFlags(Flags):
     dev_windows: int = flag(0, "measure on that many windows, always the same ones; 0: all", at_least=0, at_most=10**12)
     precision: str = flag(
         "auto",
-        "auto: bf16 or fp16 where the hardware is fast at it",
-        choices=PRECISIONS,
+        "auto: bf16 or fp16 where the hardware is fast at it; with --problems as for interact.py",
+        choices=(*PRECISIONS, "q8_0", "f16"),
     )
     output: str | None = flag(None, "write the results as JSON to this file too", type=output_file())
     problems: str | None = flag(
@@ -66,6 +66,8 @@ def main() -> None:
     if flags.problems:
         evaluate_problems(flags)
         return
+    if flags.precision in ("q8_0", "f16"):
+        raise InputError(f"--precision {flags.precision} is llama.cpp's, for --problems; losses are PyTorch's")
     file_path = Path(flags.file_path) if flags.file_path else dataset_file(flags.dataset_name, flags.split)
 
     from common.devices import choose_device, keep_freed_memory
@@ -91,20 +93,14 @@ def main() -> None:
 
 
 def evaluate_problems(flags: EvaluateFlags) -> None:
+    from completion.load_engine import load_engine
     from completion.solving import Solving, model_fingerprint, parse_ks, solve
     from execution.measure import print_summary
-
-    def load():
-        from common.devices import choose_device
-        from completion.precision import prepare
-        from model import GPTSingleHead
-
-        return prepare(GPTSingleHead.load(flags.model_path), flags.precision, choose_device())
 
     solving = Solving(flags.n_samples, flags.temperature, flags.max_new_tokens, flags.stop, flags.seed, flags.precision)
     result, refused = solve(
         Path(flags.problems),
-        load,
+        lambda: load_engine(flags.model_path, flags.precision),
         model_fingerprint(flags.model_path),
         solving,
         parse_ks(flags.k),

@@ -45,20 +45,22 @@ def complete_all(
     *,
     on_text: Callable[[str], None] | None = None,
     cancelled: Callable[[], bool] = lambda: False,
+    rule_of: Callable[[str], StopRule] | None = None,
     **settings,
 ) -> Iterator[tuple[int, list[Completion]]]:
     """Complete many prompts, several at once: yields each one's place and its candidates as soon as they are done.
 
     Arguments and errors are those of `complete`; `on_text` hears of the first prompt.
+
+    Args:
+        rule_of: makes a stop rule for a prompt, instead of the setting `stop`.
     """
     options = Settings(**settings)
     context, most = engine.context_length, options.max_new_tokens
     read = [read_prompt(engine.vocabulary, prompt, language, context, most) for prompt in prompts]
+    rule_of = rule_of or (lambda text: make_stop_rule(options.stop, text, language))
     candidates = [
-        [
-            _Candidate(engine.vocabulary, options, make_stop_rule(options.stop, text, language), prompt)
-            for _ in range(options.candidates)
-        ]
+        [_Candidate(engine.vocabulary, options, rule_of(text), prompt) for _ in range(options.candidates)]
         for text, prompt in zip(prompts, read, strict=True)
     ]
     over: set[int] = set()

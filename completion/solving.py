@@ -4,15 +4,16 @@ import hashlib
 import json
 import platform
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from common.command import InputError
-from common.files import ROOT, recover_folder
+from common.files import ROOT
 from common.model_files import find_pretrained
-from completion.complete import complete
+from completion.complete import complete_all
+from completion.engine import Engine
 from completion.settings import Completion
 from execution.measure import Generate, check_k, check_problems, judge_again, summarise, take_samples
 from execution.problem_file import read_problems
@@ -46,7 +47,7 @@ class Solving:
 
 def solve(
     path: Path,
-    load: Callable[[], Any],
+    load: Callable[[], Engine],
     fingerprint: str,
     solving: Solving,
     ks: list[int],
@@ -57,7 +58,7 @@ def solve(
     """Complete the problems of a file, run the completions, and sum up: the result, and the problems refused.
 
     Args:
-        load: gives the model to complete with; called only if there is something to complete.
+        load: gives the engine to complete with; called only if there is something to complete.
         samples: the jsonl file of what was sampled already, which is added to; else one below .cache.
         again: run what the file holds once more, without the model.
     Raises:
@@ -93,32 +94,28 @@ def solve(
     return result, refused
 
 
-def _lazy(load: Callable[[], Any], solving: Solving) -> Generate:
+def _lazy(load: Callable[[], Engine], solving: Solving) -> Generate:
+    """Completes prompts, many at once: one candidate each, since the first of several would be the greedy one."""
+
     def generate(prompts: list[str]) -> Iterator[tuple[int, Completion]]:
-        model = load()
-        for place, prompt in enumerate(prompts):
-            yield place, _complete(model, prompt, solving, place)
+        found = complete_all(
+            load(),
+            prompts,
+            rule_of=None if solving.stop == "block" else lambda prompt: at_stop_word,
+            max_new_tokens=solving.max_new_tokens,
+            seed=solving.seed,
+            temperature=solving.settings()["temperature"],
+        )
+        for place, (completion,) in found:
+            yield place, completion
 
     return generate
 
 
-def _complete(model: Any, prompt: str, solving: Solving, place: int) -> Completion:
-    settings = {"max_new_tokens": solving.max_new_tokens, "seed": solving.seed + place}
-    settings["temperature"] = solving.settings()["temperature"]
-    if solving.stop == "block":
-        return complete(model, prompt, **settings)[0]
-    pieces: list[str] = []
-    (found,) = complete(
-        model, prompt, stop="none", on_text=pieces.append, cancelled=lambda: _end("".join(pieces)) >= 0, **settings
-    )
-    end = _end(found.text)
-    return found if end < 0 else replace(found, text=found.text[:end], stop_reason="words")
-
-
-def _end(text: str) -> int:
-    """Where the first stop word begins; -1 without one."""
+def at_stop_word(text: str) -> tuple[int, bool]:
+    """A stop rule: ends before the first of STOP_WORDS."""
     places = [place for word in STOP_WORDS if (place := text.find(word)) >= 0]
-    return min(places, default=-1)
+    return (min(places), True) if places else (len(text), False)
 
 
 def model_fingerprint(path: str) -> str:
@@ -127,9 +124,7 @@ def model_fingerprint(path: str) -> str:
     Raises:
         InputError: as `find_pretrained`.
     """
-    best = Path(path) / "0_GPTSingleHead"
-    recover_folder(best)
-    folder = find_pretrained(str(best if best.is_dir() else path))
+    folder = find_pretrained(path)
     digest = hashlib.sha256()
     for file in sorted(folder.iterdir()):
         if file.suffix in (".safetensors", ".bin", ".json", ".txt"):
