@@ -57,7 +57,7 @@ def main() -> None:
     import torch
     import transformers
 
-    from benchmarks.completion_speed import completion_table, time_completion
+    from benchmarks.completion_speed import NEW_TOKENS, QUICK_TOKENS, completion_table, time_completion
     from benchmarks.contenders import large_batch, new_model, shape_folder
     from benchmarks.data_speed import time_data
     from benchmarks.evaluation_speed import evaluation_table, time_evaluation
@@ -84,7 +84,9 @@ def main() -> None:
         print(training_table(results["training"]))
         results["evaluation"] = time_evaluation(folder, device, flags.repeats, flags.quick)
         print(evaluation_table(results["evaluation"]))
-        results["completion"] = time_completion(folder, device, flags.repeats, flags.quick)
+        new_model(folder, torch.device("cpu")).save(Path(scratch) / "random")
+        new_tokens = QUICK_TOKENS if flags.quick else NEW_TOKENS
+        results["completion"] = time_completion(Path(scratch) / "random", flags.repeats, new_tokens)
         print(completion_table(results["completion"]) + "\n")
         results["data"] = time_data(folder, Path(scratch), flags.repeats, flags.quick)
         print("\n".join(f"{name:<42}{seconds:>10.2f} s" for name, seconds in results["data"].items()))

@@ -1,45 +1,65 @@
-"""How benchmark.py times completion: this project's beside transformers' `generate`, on random weights."""
+"""Milliseconds a token: interact.py's engine, raw llama.cpp on the same ids, and transformers' `generate`, in turns.
+
+python -m benchmarks.completion_speed --model_path tiny
+"""
 
 import statistics
 import time
-from functools import partial
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from completion.precision import prepare
 from transformers import GenerationConfig
 
-from common.devices import choose_dtype
-from common.source_code import SPECIAL_WORDS
+from common.command import Flags, flag, parse_flags, run_command
+from common.model_files import find_pretrained
 from completion.complete import complete
+from completion.llama_engine import LlamaEngine
+from completion.load_engine import load_engine
 from model import GPTSingleHead
 
-SOURCE = "def read_lines(path, encoding='utf-8'):\n    with open(path, encoding=encoding) as file:\n"
-PROMPT_TOKENS, NEW_TOKENS, QUICK_TOKENS = 10, 128, 8  # the control word is one of the prompt's
+SOURCE = "import os\n\n\ndef read_lines(path, encoding='utf-8'):\n    with open(path, encoding=encoding) as file:\n"
+NEW_TOKENS, QUICK_TOKENS, SEVERAL = 48, 8, 5
 
 
-def time_completion(folder: Path, device: torch.device, repeats: int, quick: bool) -> list[dict]:
-    """Median milliseconds a token (for all candidates together) of contenders that take turns, on equally many tokens.
+@dataclass
+class SpeedFlags(Flags):
+    model_path: str = flag("tiny", "a run folder, a model folder, a known name or a Hub id")
+    repeats: int = flag(5, "turns of each contender; their median counts", at_least=1, at_most=1000)
 
-    `generate` takes the likeliest token; ours also samples, reads and scores the text, with the threads it chooses.
+
+def main() -> None:
+    flags = parse_flags(SpeedFlags, __doc__)
+    print(completion_table(time_completion(find_pretrained(flags.model_path), flags.repeats, NEW_TOKENS)))
+
+
+def time_completion(folder: Path, repeats: int, new: int) -> list[dict]:
+    """Median milliseconds a token of contenders that take turns; for five candidates, of all five together.
+
+    `generate` and raw llama.cpp take the likeliest token; ours also heals the prompt's end, samples, reads and scores.
     """
-    available, runs = torch.get_num_threads(), {}
-    for dtype in dict.fromkeys((torch.float32, choose_dtype("auto", device))):
-        model = _random_model(folder).to(device=device, dtype=dtype).eval()
-        runs[f"generate, {str(dtype).removeprefix('torch.')}"] = available, partial(_generate, model)
-    ours = prepare(_random_model(folder), "auto", device)
-    special = torch.tensor(ours.tokenizer.all_special_ids, device=device)
-
-    def never_end(module, inputs, output) -> None:
-        output.logits.index_fill_(-1, special, -1e4)
-
-    ours.gpt.register_forward_hook(never_end)
-    runs["ours"] = torch.get_num_threads(), partial(_complete, ours, 1)
-    rows = _time(runs, 1, repeats, ", first token")
-    runs["ours, five candidates at once"] = torch.get_num_threads(), partial(_complete, ours, 5)
-    rows = _time(runs, QUICK_TOKENS if quick else NEW_TOKENS, repeats) + rows
-    torch.set_num_threads(available)
-    return rows
+    engine = load_engine(str(folder))
+    runs: dict[str, Callable[[], int]] = {}
+    model = GPTSingleHead.load(folder).eval()
+    ids = [*model.start_ids("python"), *model.tokenize(SOURCE)]
+    runs["generate, float32"] = lambda: _generate(model, ids, new)
+    for candidates, words in ((1, ""), (SEVERAL, ", five candidates")):
+        if isinstance(engine, LlamaEngine):
+            runs[f"raw llama.cpp{words}"] = lambda n=candidates: _raw(engine, ids, n, new)
+        runs[f"ours{words}"] = lambda n=candidates: _ours(engine, n, new)
+    seconds = {name: [] for name in runs}
+    for turn in range(repeats + 1):  # the first warms up
+        for name, run in runs.items():
+            began = time.perf_counter()
+            tokens = run()
+            seconds[name] += [(time.perf_counter() - began) / tokens] * (turn > 0)
+    medians = {name: 1000 * statistics.median(values) for name, values in seconds.items()}
+    first = next(iter(medians.values()))
+    return [
+        {"name": name, "ms_per_token": ms, "times_generate": first / ms, "seconds_all": seconds[name]}
+        for name, ms in medians.items()
+    ]
 
 
 def completion_table(rows: list[dict]) -> str:
@@ -48,33 +68,23 @@ def completion_table(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def _random_model(folder: Path) -> GPTSingleHead:
-    torch.manual_seed(0)
-    return GPTSingleHead(str(folder), special_words_to_add=SPECIAL_WORDS, from_scratch=True)
+def _generate(model: GPTSingleHead, ids: list[int], new: int) -> int:
+    config = GenerationConfig(max_new_tokens=new, do_sample=False, pad_token_id=0)  # without a token that ends the text
+    model.gpt.generate(torch.tensor([ids], device=model.device), generation_config=config)
+    return new
 
 
-def _generate(model: GPTSingleHead, new: int) -> None:
-    ids = [model.control_id("python"), *model.tokenize(SOURCE)][:PROMPT_TOKENS]
-    config = GenerationConfig(max_new_tokens=new, pad_token_id=0)  # without a token that ends the text
-    model.gpt.generate(torch.tensor([ids], device=model.device), generation_config=config)[0].tolist()
+def _raw(engine: LlamaEngine, ids: list[int], candidates: int, new: int) -> int:
+    request = {"prompt": ids, "n_predict": new, "temperature": 0.0, "ignore_eos": True, "n": candidates}
+    engine.answer(request, candidates)
+    return new
 
 
-def _complete(model: GPTSingleHead, candidates: int, new: int) -> None:
-    prompt = model.tokenizer.decode(model.tokenize(SOURCE)[: PROMPT_TOKENS - 1])
-    complete(model, prompt, stop="none", max_new_tokens=new, num_return_sequences=candidates, seed=0, on_text=len)
+def _ours(engine, candidates: int, new: int) -> int:
+    settings = {"stop": "none", "max_new_tokens": new, "num_return_sequences": candidates, "seed": 0}
+    found = complete(engine, SOURCE, temperature=0.2, on_text=len, **settings)
+    return max(len(completion.tokens) for completion in found) or 1
 
 
-def _time(runs: dict, new: int, repeats: int, suffix: str = "") -> list[dict]:
-    seconds = {name: [] for name in runs}
-    for turn in range(repeats + 1):  # the first warms up
-        for name, (threads, run) in runs.items():
-            torch.set_num_threads(threads)
-            began = time.perf_counter()
-            run(new)
-            seconds[name] += [time.perf_counter() - began] * (turn > 0)
-    medians = {name: 1000 * statistics.median(values) / new for name, values in seconds.items()}
-    first = next(iter(medians.values()))
-    return [
-        {"name": name + suffix, "ms_per_token": ms, "times_generate": first / ms, "seconds_all": seconds[name]}
-        for name, ms in medians.items()
-    ]
+if __name__ == "__main__":
+    run_command(main)

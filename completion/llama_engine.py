@@ -88,6 +88,11 @@ class LlamaEngine:
             finally:
                 closing.set()
 
+    def answer(self, request: dict, sequences: int) -> None:
+        """Have a request of llama.cpp's own form answered, and nothing done with it: what `stream` is measured by."""
+        self._serve(len(request["prompt"]) + request["n_predict"], sequences)
+        self._ask(request, lambda choice: False)
+
     def _generate(
         self, prompt: Prompt, options: Settings, numbers: Sequence[int], emit: Callable[[Step], bool]
     ) -> None:
