@@ -41,6 +41,7 @@ class RandomRows:
         self.max_seq_length = model.max_seq_length
         self.tokens = np.random.default_rng(0).integers(len(model.tokenizer), size=shape, dtype=dtype)
         self.lengths = np.full(rows, self.max_seq_length, np.int32)
+        self.content = "random"
 
     def __len__(self) -> int:
         return len(self.tokens)

@@ -11,6 +11,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 from completion.engine import Step
@@ -247,7 +248,6 @@ def literal(text: bytes) -> str:
 
 def start_unreachable(make: Callable, params) -> object:
     """llama.cpp's server, which listens where nobody can call it: this process alone asks it, and not that way."""
-    handlers = [(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM)]
     folder = Path(tempfile.mkdtemp(prefix="autocoder-"))  # nobody else may enter it
     try:
         if hasattr(socket, "AF_UNIX") and os.name != "nt":
@@ -255,12 +255,29 @@ def start_unreachable(make: Callable, params) -> object:
         else:
             params.hostnames, params.port = ["127.0.0.1"], 0
             params.api_keys = [secrets.token_hex(32)]
-        return make(params)
+        with own_signals():
+            return make(params)
     finally:
         shutil.rmtree(folder, ignore_errors=True)  # a socket without a name cannot be connected to
-        if threading.current_thread() is threading.main_thread():
-            for number, handler in handlers:  # the server has put its own in their place
-                signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+@contextmanager
+def own_signals() -> Iterator[None]:
+    """Keep this program's signal handlers, in whose place the server puts its own; a signal waits until the end."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    if threading.current_thread() is not threading.main_thread():  # others may not set handlers
+        yield
+        return
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    can_block = hasattr(signal, "pthread_sigmask")  # not on Windows
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, numbers) if can_block else None
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        if can_block:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
 def physical_cores() -> int:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from completion.solving import STOP_WORDS, Solving, _complete
+from completion.solving import STOP_WORDS, at_stop_word
 
 PROBLEMS = [
     {
@@ -50,17 +50,8 @@ def test_mistakes_cost_one_line_before_anything_runs(project, problems):
     assert "problems.jsonl:3: not JSON" in project.fails(*FLAGS, "--problems", problems)
 
 
-def test_stop_words_end_a_completion(model, monkeypatch):
-    from completion.complete import complete
-
-    texts = "    return 1\n\n\nprint(2)\nmore"
-
-    def typed(_, prompt, *, on_text, cancelled, **settings):
-        found = complete(model, prompt, max_new_tokens=1)[0]
-        on_text(texts)
-        assert cancelled()
-        return [type(found)(**(found.__dict__ | {"text": texts, "stop_reason": "interrupted"}))]
-
-    monkeypatch.setattr("completion.solving.complete", typed)
-    completion = _complete(model, "def f():\n", Solving(stop="words"), 0)
-    assert "\nprint" in STOP_WORDS and completion.text == "    return 1\n\n" and completion.finished
+def test_stop_words_end_a_completion():
+    text = "    return 1\n\n\nprint(2)\nmore"
+    assert at_stop_word("    return 1\n") == (13, False)
+    assert at_stop_word(text) == (text.index("\nprint"), True)
+    assert all(at_stop_word(f"x{word}") == (1, True) for word in STOP_WORDS)
