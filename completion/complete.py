@@ -9,9 +9,11 @@ from contextlib import closing
 from math import exp
 
 from completion.engine import Engine, Step
+from completion.infill import read_infill
 from completion.prompt import Prompt, read_prompt
 from completion.settings import Completion, Settings
 from completion.stopping import StopRule, make_stop_rule
+from completion.suffix_rule import before_suffix
 from completion.vocabulary import Vocabulary
 
 
@@ -20,6 +22,7 @@ def complete(
     prompt: str,
     language: str = "python",
     *,
+    suffix: str = "",
     on_text: Callable[[str], None] | None = None,
     cancelled: Callable[[], bool] = lambda: False,
     **settings,
@@ -27,6 +30,8 @@ def complete(
     """Complete a prompt. The candidates come best first (see `rank`).
 
     Args:
+        suffix: what follows the cursor; a model that knows marker words for it fills in what stands between, another
+            completes the prompt alone. Neither repeats what the suffix says.
         on_text: called with each further piece of the first candidate's text, in whole characters, once it surely
             belongs to the completion.
         cancelled: asked after each token; once it is true, what there is becomes the result.
@@ -34,7 +39,9 @@ def complete(
     Raises:
         InputError: a setting outside its range.
     """
-    ((_, completions),) = complete_all(engine, [prompt], language, on_text=on_text, cancelled=cancelled, **settings)
+    ((_, completions),) = complete_all(
+        engine, [prompt], language, suffixes=[suffix], on_text=on_text, cancelled=cancelled, **settings
+    )
     return completions
 
 
@@ -45,6 +52,7 @@ def complete_all(
     *,
     on_text: Callable[[str], None] | None = None,
     cancelled: Callable[[], bool] = lambda: False,
+    suffixes: Sequence[str] = (),
     rule_of: Callable[[str], StopRule] | None = None,
     **settings,
 ) -> Iterator[tuple[int, list[Completion]]]:
@@ -53,21 +61,29 @@ def complete_all(
     Arguments and errors are those of `complete`; `on_text` hears of the first prompt.
 
     Args:
+        suffixes: of each prompt, as `complete`'s; none for none.
         rule_of: makes a stop rule for a prompt, instead of the setting `stop`.
     """
     options = Settings(**settings)
-    context, most = engine.context_length, options.max_new_tokens
-    read = [read_prompt(engine.vocabulary, prompt, language, context, most) for prompt in prompts]
+    suffixes = suffixes or [""] * len(prompts)
     rule_of = rule_of or (lambda text: make_stop_rule(options.stop, text, language))
+
+    def rule(prompt: str, suffix: str) -> StopRule:
+        return before_suffix(rule_of(prompt), prompt, suffix) if suffix else rule_of(prompt)
+
+    read = [
+        _read(engine, prompt, suffix, language, options.max_new_tokens)
+        for prompt, suffix in zip(prompts, suffixes, strict=True)
+    ]
     candidates = [
-        [_Candidate(engine.vocabulary, options, rule_of(text), prompt) for _ in range(options.candidates)]
-        for text, prompt in zip(prompts, read, strict=True)
+        [_Candidate(engine.vocabulary, options, rule(text, suffix), prompt) for _ in range(options.candidates)]
+        for text, suffix, prompt in zip(prompts, suffixes, read, strict=True)
     ]
     over: set[int] = set()
     left, reason, shown = dict(enumerate(prompts)), "context", 0
 
     def result(place: int) -> tuple[int, list[Completion]]:
-        found = [candidate.finish(left[place], language, reason) for candidate in candidates[place]]
+        found = [candidate.finish(left[place], suffixes[place], language, reason) for candidate in candidates[place]]
         del left[place]
         return place, [completion for completion in rank(found) if completion.probability >= options.min_probability]
 
@@ -92,6 +108,13 @@ def complete_all(
                 break
     for place in list(left):
         yield result(place)
+
+
+def _read(engine: Engine, prompt: str, suffix: str, language: str, max_new_tokens: int) -> Prompt:
+    vocabulary, context = engine.vocabulary, engine.context_length
+    if suffix and vocabulary.fim_words:
+        return read_infill(vocabulary, vocabulary.fim_words, prompt, suffix, language, context, max_new_tokens)
+    return read_prompt(vocabulary, prompt, language, context, max_new_tokens)
 
 
 def rank(completions: list[Completion]) -> list[Completion]:
@@ -150,7 +173,7 @@ class _Candidate:
         elif len(self._tokens) == self._options.max_new_tokens:
             self.stop_reason = "length"
 
-    def finish(self, prompt: str, language: str, reason: str) -> Completion:
+    def finish(self, prompt: str, suffix: str, language: str, reason: str) -> Completion:
         if self.stop_reason in ("", "eos", "length"):  # what the rule has held back is not going to become an end
             safe, _ = self._rule(self._decoded + "\n")
             self.text = self._decoded[: max(safe, len(self.text))]
@@ -164,7 +187,7 @@ class _Candidate:
             mean_log_prob=sum(known) / len(known),
             probability=exp(sum(known)),
             stop_reason=self.stop_reason or reason,
-            parses=parses(prompt + self.text) if language == "python" else None,
+            parses=parses(prompt + self.text + suffix) if language == "python" else None,
             prompt_tokens_dropped=self._prompt.dropped,
         )
 

@@ -21,7 +21,7 @@ def read_infill(
     What has no room is left out at the far ends, whole lines of it where there are any, so that the model sees the
     lines around the cursor. `Prompt.dropped` counts tokens of the prefix alone.
     """
-    markers = [vocabulary.id_of(word) for word in words]
+    markers = vocabulary.ids_of(words)
     start = vocabulary.start(language)
     room = context - len(start) - len(markers) - min(max_new_tokens, context // 2)
     before, after = vocabulary.encode(prefix), vocabulary.encode(suffix)

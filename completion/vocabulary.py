@@ -10,6 +10,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from common.command import InputError
+from common.fim_words import FimWords, known_fim_words
 from common.json_files import read_json
 from common.source_code import LANGUAGES
 
@@ -68,6 +69,11 @@ class Vocabulary:
     def ids_of(self, words: Iterable[str]) -> list[int | None]:
         """The ids of words that are single tokens; None for those that are not."""
         return [self._tokenizer.token_to_id(word) for word in words]
+
+    @cached_property
+    def fim_words(self) -> FimWords | None:
+        """The words in which this model is told to fill in the middle; None if it has not learned that."""
+        return known_fim_words(self._tokenizer.token_to_id)
 
     def lone_start(self) -> list[int]:
         """What a model reads before the first token of all where nothing stands before a text."""
