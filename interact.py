@@ -3,7 +3,8 @@
 python interact.py                                      # the newest run in model/, else the embedded model
 python interact.py --prompt "def bubble_sort(items):"
 head -20 model.py | python interact.py --stop line
-python interact.py --file model.py --line 20 --n 3 --json
+python interact.py --file model.py --line 20 --n 3 --json      # what follows the line is taken into account
+python interact.py --prompt "for name in os.listdir(" --suffix "):"
 python interact.py --model_path model/distilgpt2_fine_tuned_coder --temperature 0.2
 """
 
@@ -41,6 +42,9 @@ class Config(Settings):
     prompt: str | None = flag(None, "complete this text, without a conversation", type=utf8)
     file: str | None = flag(None, "complete at a place in this file, with the code above it as context", type=str)
     line: int | None = flag(None, "with --file: complete after this line; else at its end", type=int, at_least=1)
+    column: int | None = flag(None, "with --line: behind this character of the line", type=int, at_least=0)
+    suffix: str | None = flag(None, "with --prompt: what follows the place to complete", type=utf8)
+    no_infill: bool = flag(False, "leave out of account what follows the place to complete")
     json: bool = flag(False, "print the candidates with their scores as JSON")
 
     def __post_init__(self) -> None:
@@ -49,6 +53,10 @@ class Config(Settings):
             raise InputError("--prompt and --file: give one of them")
         if self.line is not None and self.file is None:
             raise InputError("--line needs --file: the file to complete in")
+        if self.column is not None and self.line is None:
+            raise InputError("--column needs --line: the line that it is a place in")
+        if self.suffix is not None and self.prompt is None:
+            raise InputError("--suffix needs --prompt: what comes before it")
 
     def settings(self) -> dict:
         return {field.name: getattr(self, field.name) for field in fields(Settings)}
@@ -56,7 +64,7 @@ class Config(Settings):
 
 def main() -> None:
     config = parse_flags(Config, __doc__)
-    prompt = find_prompt(config)
+    prompt, suffix = find_prompt(config)
     if prompt is None and config.json:
         raise InputError("--json needs a prompt: --prompt TEXT, --file FILE, or a text on standard input")
     logging.basicConfig(format="%(message)s")
@@ -68,44 +76,57 @@ def main() -> None:
         name = Path(path).name.replace(BEST_MODEL, Path(path).absolute().parent.name)
         Repl(engine, name, config.language, config.settings()).run()
     else:
-        print_completions(engine, prompt, config)
+        print_completions(engine, prompt, "" if config.no_infill else suffix, config)
 
 
-def find_prompt(config: Config) -> str | None:
-    """The text to complete, or None if there is a person to talk with.
+def find_prompt(config: Config) -> tuple[str | None, str]:
+    """The text before the place to complete, None if there is a person to talk with, and the text behind that place.
 
     Raises:
         InputError: the text is empty or not UTF-8, or the file has no such line.
     """
+    suffix = ""
     if config.prompt is not None:
-        prompt, source = config.prompt, "--prompt"
+        prompt, suffix, source = config.prompt, config.suffix or "", "--prompt"
     elif config.file is not None:
         prompt, source = read_source(Path(config.file)), config.file
-        lines = prompt.split("\n")
         if config.line is not None:
-            if not 1 <= config.line <= len(lines):
-                raise InputError(f"{config.file}: has lines 1 to {len(lines)}, not {config.line}")
-            prompt = "\n".join(lines[: config.line])
+            place = find_place(prompt, config)
+            prompt, suffix = prompt[:place], prompt[place:]
     elif sys.stdin.isatty():
-        return None
+        return None, ""
     else:
         prompt, source = decode_source(sys.stdin.buffer.read(), "standard input"), "standard input"
-    try:
-        prompt.encode()
-    except UnicodeEncodeError:  # bytes of the command line that are no text
-        raise InputError(f"{source}: not UTF-8") from None
     if not prompt.strip():
         raise InputError(f"{source}: empty; give some code to complete")
-    return prompt
+    return prompt, suffix
 
 
-def print_completions(engine: Engine, prompt: str, config: Config) -> None:
+def find_place(text: str, config: Config) -> int:
+    """Where in a file's text --line and --column are: at the line's end, or behind so many of its characters.
+
+    Raises:
+        InputError: the file has no such place.
+    """
+    lines = text.split("\n")
+    if config.line > len(lines):
+        raise InputError(f"{config.file}: has lines 1 to {len(lines)}, not {config.line}")
+    line = lines[config.line - 1]
+    if config.column is not None and config.column > len(line):
+        raise InputError(f"{config.file}:{config.line}: has {len(line)} characters, not {config.column}")
+    start = sum(len(before) + 1 for before in lines[: config.line - 1])
+    return start + (len(line) if config.column is None else config.column)
+
+
+def print_completions(engine: Engine, prompt: str, suffix: str, config: Config) -> None:
     """Complete once. Standard output gets the completions alone; what is to be said about them goes to stderr."""
     streams = not config.json and config.num_return_sequences == 1 and config.min_probability == 0
     language = config.language or language_of(Path(config.file or "")) or LANGUAGES[0]
     with interruptible() as cancelled:
         on_text = (lambda text: print(text, end="", flush=True)) if streams else None
-        found = complete(engine, prompt, language, on_text=on_text, cancelled=cancelled, **config.settings())
+        found = complete(
+            engine, prompt, language, suffix=suffix, on_text=on_text, cancelled=cancelled, **config.settings()
+        )
     if config.json:
         print(json.dumps([asdict(completion) for completion in found], indent=2))
     elif streams:
@@ -116,7 +137,7 @@ def print_completions(engine: Engine, prompt: str, config: Config) -> None:
                 print(f"--- {number}: {describe(completion)}")
             print(completion.text)
     sys.stdout.flush()  # what is said comes after it, also where both go to one file
-    for note in notes(found, config):
+    for note in notes(found, config, bool(suffix) and not engine.vocabulary.fim_words):
         print(f"note: {note}", file=sys.stderr)
 
 

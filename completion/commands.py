@@ -14,6 +14,7 @@ OPTIONS = {
     "seed": "seed",
     "stop": "stop",
 }
+CURSOR = "<cursor>"  # in what is typed: where to complete, with code behind it
 COMMANDS = (*OPTIONS, "lang", "next", "continue", "load", "save", "help", "exit")
 HELP = """\
 Type code and it is completed. Where lines can be edited, Enter goes to the
@@ -29,6 +30,7 @@ Alt-Enter anywhere, completes. Ctrl-C stops a completion and keeps the text.
   :lang java         change the language (as change_lang does)
   :continue          go on where the completion shown last ended, or with
                      :continue 2 where its second candidate did
+  <cursor>           in the code: complete here, with what follows in view
   :load FILE         complete at the end of a file, in the language of its name
   :save FILE         write the prompt and the completion shown last to a file
   :help              show this text
@@ -49,11 +51,13 @@ def describe(completion: Completion) -> str:
     return ", ".join(parts)
 
 
-def notes(found: list[Completion], options: Settings) -> list[str]:
+def notes(found: list[Completion], options: Settings, ignores_suffix: bool = False) -> list[str]:
     """What a user should know about these completions that their text does not show."""
     if not found:
         return [f"no candidate reached a probability of {options.min_probability:g}"]
     said, dropped = [], found[0].prompt_tokens_dropped
+    if ignores_suffix:
+        said.append("this model has not learned to fill in the middle: what follows the cursor is ignored")
     if dropped:
         said.append(f"the prompt is longer than the model's context: its first {dropped} tokens were left out")
     why = {

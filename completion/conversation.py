@@ -12,7 +12,7 @@ from pathlib import Path
 from common.command import InputError
 from common.files import atomic_write
 from common.source_code import LANGUAGES, language_of, read_source
-from completion.commands import HELP, OPTIONS, describe, notes
+from completion.commands import CURSOR, HELP, OPTIONS, describe, notes
 from completion.complete import complete
 from completion.engine import Engine
 from completion.plain_screen import PlainScreen
@@ -32,7 +32,7 @@ class Repl:
     def __init__(self, engine: Engine, name: str, language: str, settings: dict):
         self.engine, self.name, self.language, self.settings = engine, name, language, settings
         self.tokens_per_second = 0.0
-        self._prompt, self._found, self._shown = "", [], 0
+        self._prompt, self._suffix, self._found, self._shown = "", "", [], 0
         self._screen = make_screen(self.status, lambda: self.language)
 
     def run(self) -> None:
@@ -148,25 +148,25 @@ class Repl:
         if not self._found:
             raise InputError("nothing to save yet: type some code first")
         with atomic_write(file) as output:
-            output.write(f"{self._prompt}{self._found[self._shown].text}\n")
+            output.write(f"{self._prompt}{self._found[self._shown].text}{self._suffix}\n")
         self._screen.write(f"written: {file}\n")
 
-    def _complete(self, prompt: str) -> None:
+    def _complete(self, text: str) -> None:
         """Complete, show, and remember for :continue and :save. A single candidate is shown as it comes."""
+        prompt, _, suffix = text.partition(CURSOR)
         options = Settings(**self.settings)
         streams = options.candidates == 1 and not options.min_probability
         began = time.perf_counter()
         with interruptible() as cancelled:
             code = self._screen.code(prompt, self.language) if streams else None
-            found = complete(
-                self.engine, prompt, self.language, on_text=code and code.write, cancelled=cancelled, **self.settings
-            )
+            place = {"suffix": suffix, "on_text": code and code.write, "cancelled": cancelled}
+            found = complete(self.engine, prompt, self.language, **place, **self.settings)
         seconds = time.perf_counter() - began
         if code:
             code.end()
             self._screen.write(f"[{describe(found[0])}]\n")
         if found:
-            self._prompt, self._found, self._shown = prompt, found, 0
+            self._prompt, self._suffix, self._found, self._shown = prompt, suffix, found, 0
             self.tokens_per_second = sum(len(completion.tokens) for completion in found) / seconds
         if found and not streams:
             self._show(0)
@@ -183,7 +183,8 @@ class Repl:
         self._write_notes([completion], Settings(**self.settings))
 
     def _write_notes(self, found: list[Completion], options: Settings) -> None:
-        for note in notes(found, options):
+        ignored = bool(self._suffix) and not self.engine.vocabulary.fim_words
+        for note in notes(found, options, ignored):
             self._screen.write(f"[{note}]\n")
 
 

@@ -11,6 +11,7 @@ from conftest import ROOT
 
 from common.command import InputError
 from completion.complete import complete, complete_all
+from completion.infill import read_infill
 from completion.load_engine import load_engine
 from completion.torch_engine import TorchEngine
 
@@ -109,3 +110,59 @@ def test_a_folder_whose_cache_cannot_be_written_completes_all_the_same(tmp_path,
     (tmp_path / "cache").write_text("a file where the folder should be")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert complete(load_engine(str(tmp_path / "tiny")), "def f(", max_new_tokens=3, stop="none")[0].tokens
+
+
+@pytest.fixture(scope="module")
+def fim_folder(base, tmp_path_factory):
+    """A random model that knows StarCoder's marker words."""
+    import torch
+
+    from common.source_code import SPECIAL_WORDS
+    from model import GPTSingleHead
+    from training.fim import learn_fim_words
+
+    torch.manual_seed(0)
+    model = GPTSingleHead(str(base), special_words_to_add=SPECIAL_WORDS, from_scratch=True)
+    learn_fim_words(model)
+    folder = tmp_path_factory.mktemp("fim")
+    model.save(folder)
+    return folder
+
+
+def test_a_suffix_stands_between_its_marker_words(fim_folder):
+    engine = load_engine(str(fim_folder), "f16")
+    vocabulary = engine.vocabulary
+    before, after, middle = vocabulary.ids_of(vocabulary.fim_words)
+    prefix, suffix = "def f(a):\n    return a", "\n\n\nprint(f(1))\n"
+    ids = read_infill(vocabulary, vocabulary.fim_words, prefix, suffix, "python", 128, 9).ids
+    assert ids[:2] == [vocabulary.start("python")[0], before]
+    assert ids[2 : ids.index(after)] == vocabulary.encode(prefix)
+    assert ids[ids.index(after) + 1 : -1] == vocabulary.encode(suffix)
+    assert ids[-1] == middle
+    assert not {before, after, middle} - vocabulary.end_ids  # which end a completion
+    assert complete(engine, prefix, suffix=suffix, max_new_tokens=9, temperature=1.0, stop="none", seed=1)
+
+
+def test_a_long_file_keeps_the_lines_around_the_cursor(fim_folder):
+    vocabulary = load_engine(str(fim_folder), "f16").vocabulary
+    lines = [f"value_{number} = {number}\n" for number in range(100)]
+    prompt = read_infill(vocabulary, vocabulary.fim_words, "".join(lines), "".join(lines), "python", 128, 16)
+    _, after, _ = vocabulary.ids_of(vocabulary.fim_words)
+    place = prompt.ids.index(after)
+    text = [b"".join(map(vocabulary.bytes_of, part)).decode() for part in (prompt.ids[:place], prompt.ids[place:])]
+    assert "".join(lines).endswith(text[0]) and text[0].startswith("value_")  # whole lines
+    assert "".join(lines).startswith(text[1]) and text[1].endswith("\n")
+    assert len(text[0]) > 2 * len(text[1]) > 0
+    assert len(prompt.ids) <= 128 - 16
+    assert prompt.dropped > 0
+
+
+def test_a_place_in_a_file_takes_the_rest_as_suffix(project, fim_folder, tmp_path):
+    file = tmp_path / "place.py"
+    file.write_text("def f(a):\n    b = \n    return b\n")
+    command = ("interact.py", "--file", file, "--line", 2, "--max_length", 5)
+    assert "what follows the cursor is ignored" in project.run(*command, "--model_path", "tiny").stderr
+    assert "ignored" not in project.run(*command, "--model_path", "tiny", "--no_infill").stderr
+    assert "ignored" not in project.run(*command, "--model_path", fim_folder, "--column", 4).stderr
+    assert "has 8 characters, not 9" in project.fails(*command, "--column", 9)
+    assert "--suffix needs --prompt" in project.fails("interact.py", "--suffix", "x", "--file", file)

@@ -47,6 +47,7 @@ class Terminal:
 
     def __init__(self, project, *arguments, columns=80, **environment):
         environment = os.environ | {"TERM": "xterm-256color", "PROMPT_TOOLKIT_NO_CPR": "1"} | environment
+        environment.pop("COLUMNS", None)  # which some runners of tests set
         self.child = pexpect.spawn(
             sys.executable, ["interact.py", *map(str, arguments)], cwd=project.folder, env=environment,
             dimensions=(24, columns),
