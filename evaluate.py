@@ -44,6 +44,13 @@ class EvaluateFlags(Flags):
         "complete the problems of this file, in HumanEval's format, RUN the completions, and report pass@k",
         type=str,
     )
+    infill: int = flag(
+        0,
+        "take this many spans of each of three kinds out of the dataset's held-out files and have them filled in, with "
+        "and without what follows",
+        at_least=0,
+        at_most=100_000,
+    )
     n_samples: int = flag(1, "completions of each problem: 1 is greedy", at_least=1, at_most=10_000)
     k: str = flag("1", "which pass@k to report, as in 1,10")
     temperature: float = flag(0.2, "of sampling, where --n_samples is above 1", above=0, at_most=100)
@@ -65,6 +72,9 @@ def main() -> None:
     flags = parse_flags(EvaluateFlags, __doc__)
     if flags.problems:
         evaluate_problems(flags)
+        return
+    if flags.infill:
+        evaluate_infill(flags)
         return
     if flags.precision in ("q8_0", "f16"):
         raise InputError(f"--precision {flags.precision} is llama.cpp's, for --problems; losses are PyTorch's")
@@ -112,6 +122,30 @@ def evaluate_problems(flags: EvaluateFlags) -> None:
     print(f"{flags.model_path} on {flags.problems}: {how}, stop at {flags.stop}")
     print_summary(result, refused)
     write_result(flags, {"model": flags.model_path, "flags": asdict(flags), **result})
+
+
+def evaluate_infill(flags: EvaluateFlags) -> None:
+    from common.model_files import load_tokenizer
+    from common.source_code import read_source
+    from completion.infill_evaluation import choose_spans, infill_table, measure
+    from completion.load_engine import load_engine
+    from dataset.format import read_meta
+    from dataset.problems import split_sources
+
+    dev_file = dataset_file(flags.dataset_name, "dev")
+    meta = read_meta(dev_file.parent)
+    held_out, _ = split_sources(meta, dev_file, load_tokenizer(meta["flags"]["tokenizer"]))
+    spans = choose_spans([(file.path, read_source(file.file)) for file in held_out], flags.infill, flags.seed)
+    engine = load_engine(flags.model_path, flags.precision)
+    results = {
+        "with suffix": measure(engine, spans, use_suffix=True),
+        "without": measure(engine, spans, use_suffix=False),
+    }
+    print(f"{flags.model_path}, {engine.name}: spans of {flags.dataset_name}'s held-out files")
+    if not engine.vocabulary.fim_words:
+        print("  it has not learned to fill in the middle: what follows only says where to stop")
+    print(infill_table(results))
+    write_result(flags, {"model": flags.model_path, "flags": asdict(flags), "infill": results})
 
 
 def write_result(flags: EvaluateFlags, result: dict) -> None:

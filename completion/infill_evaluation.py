@@ -5,8 +5,11 @@ import difflib
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+
+from completion.complete import complete
+from completion.engine import Engine
 
 KINDS = ("rest of a line", "lines of a block", "any characters")
 LONGEST = 400  # characters of a span; a longer one is nobody's next edit
@@ -84,19 +87,22 @@ def _statements(text: str) -> Iterator[list[tuple[int, int]]]:
                 yield rows
 
 
-def measure(spans: Sequence[Span], fill_in: Callable[[Span], str]) -> dict[str, dict[str, float]]:
+def measure(engine: Engine, spans: Sequence[Span], use_suffix: bool) -> dict[str, dict[str, float]]:
     """Of each kind of span: how many, how many were filled in exactly, how similar the texts are, seconds for one.
 
     Similarity is that of `difflib` (Ratcliff and Obershelp), as in CodeXGLUE's edit similarity: 1 for equal texts.
-    Blanks and line breaks at the end do not count.
+    Blanks and line breaks at the end do not count. Greedy; the rest of a line ends with the
+    line, others with the block.
     """
     results: dict[str, dict[str, float]] = {}
     for kind in dict.fromkeys(span.kind for span in spans):
         exact, similar, seconds = [], [], []
+        settings = {"temperature": 0, "max_new_tokens": 128, "stop": "line" if kind == KINDS[0] else "block"}
         for span in (span for span in spans if span.kind == kind):
             began = time.perf_counter()
-            written, wanted = fill_in(span).rstrip(), span.middle.rstrip()
+            (found,) = complete(engine, span.prefix, suffix=span.suffix if use_suffix else "", **settings)
             seconds.append(time.perf_counter() - began)
+            written, wanted = found.text.rstrip(), span.middle.rstrip()
             exact.append(written == wanted)
             similar.append(difflib.SequenceMatcher(None, written, wanted, autojunk=False).ratio())
         results[kind] = {
@@ -106,3 +112,12 @@ def measure(spans: Sequence[Span], fill_in: Callable[[Span], str]) -> dict[str, 
             "seconds": statistics.median(seconds),
         }
     return results
+
+
+def infill_table(results: dict[str, dict[str, dict[str, float]]]) -> str:
+    lines = [f"  {'':<20}{'':<14}{'spans':>7}{'exact':>9}{'similar':>9}{'s':>8}"]
+    for way, kinds in results.items():
+        for kind, row in kinds.items():
+            numbers = f"{row['spans']:>7}{row['exact_match']:>9.1%}{row['edit_similarity']:>9.1%}{row['seconds']:>8.2f}"
+            lines.append(f"  {kind:<20}{way:<14}{numbers}")
+    return "\n".join(lines)

@@ -57,8 +57,6 @@ def main() -> None:
         )
     output = Path(config.output) if config.output else dev_file.parents[1] / "problems.jsonl"
     tokenizer = load_tokenizer(meta["flags"]["tokenizer"])
-    if fingerprint(tokenizer) != meta["tokenizer"]["fingerprint"]:
-        raise InputError(f"{dev_file.parent}: made with another tokenizer of this name; convert again")
     held_out, train = split_sources(meta, dev_file, tokenizer)
     judge = Judge(config.allow_weak_sandbox)
     print(f"the sources' functions are run on this machine, in a sandbox of level {judge.level}")
@@ -101,8 +99,10 @@ def split_sources(
     """The Python sources of dev and of train, tokenized.
 
     Raises:
-        InputError: the sources are no longer what was converted.
+        InputError: the sources or the tokenizer are no longer what was converted.
     """
+    if fingerprint(tokenizer) != meta["tokenizer"]["fingerprint"]:
+        raise InputError(f"{dev_file.parent}: made with another tokenizer of this name; convert again")
     with dev_file.open(encoding="utf-8") as rows:
         dev = {(row["label"], row["path"]) for row in map(json.loads, rows)}
     flags = meta["flags"]
