@@ -24,6 +24,7 @@ from training.checkpoint import Progress, one_line_when_full, read_progress, res
 from training.config import TrainConfig
 from training.evaluator import SingleCLMEvaluator
 from training.fim import FimEpochs, MiddleEvaluator
+from training.model_card import model_card
 from training.processes import StopSignal, all_sum, is_main, rank, world_size
 from training.schedule import epoch_order, lr_factor, seed_step
 from training.step import parameter_groups, prepare_step
@@ -320,6 +321,9 @@ class ModelTrainer:
         best = self.run_folder / "0_GPTSingleHead"
         with one_line_when_full(best), replace_folder(best) as folder:
             self.model.save(folder)
+            progress = self.progress
+            card = model_card(self.config, scores, progress.step, progress.tokens_seen, self.model.fim_rate)
+            (folder / "README.md").write_text(card, encoding="utf-8")
         with atomic_write(self.run_folder / "ck_report.json") as file:
             json.dump(self.progress.report, file, indent=2)
 

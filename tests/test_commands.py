@@ -31,6 +31,10 @@ def test_the_run_folder_holds_what_the_readme_says(run):
         "ck_report.json",
         "log.out",
     }
+    card = (run / "0_GPTSingleHead" / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: transformers\n")
+    assert "split by file" in card
+    assert "`--max_steps 6`" in card
     report = json.loads((run / "ck_report.json").read_text())
     assert report["saved_at_total_steps"] == 6
     assert report["eval_scores_on_dev"]["perplexity"] < 9000
