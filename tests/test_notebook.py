@@ -54,7 +54,7 @@ def notebook(tmp_path):
         # Without a folder of kernels there is the running interpreter's own alone.
         kernel = AsyncKernelManager(kernel_spec_manager=KernelSpecManager(kernel_dirs=[]))
         client = NotebookClient(
-            cells, km=kernel, timeout=120, shutdown_kernel="immediate", resources={"metadata": {"path": str(session)}}
+            cells, km=kernel, timeout=600, shutdown_kernel="immediate", resources={"metadata": {"path": str(session)}}
         )
         client.execute(cleanup_kc=True, env={**os.environ, **home, **environment})
         return {cell.id: "".join(map(shown, cell.outputs)) for cell in cells.cells if cell.cell_type == "code"}
