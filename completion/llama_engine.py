@@ -3,6 +3,7 @@
 import math
 import os
 import queue
+import random
 import secrets
 import shutil
 import signal
@@ -117,7 +118,7 @@ class LlamaEngine:
             "min_p": 0.0,
             "repeat_penalty": options.repetition_penalty,
             "repeat_last_n": self.context_length,
-            "seed": secrets.randbits(31) if options.seed is None else (options.seed + numbers[0]) % 2**31,
+            "seed": seed_of(options.seed, numbers[0]),
         }
         greedy = len(numbers) > 1 or options.temperature == 0
         parts = [(0.0, numbers[:greedy]), (options.temperature, numbers[greedy:])]
@@ -240,6 +241,11 @@ def grammar(beginning: Beginning, fitting: Sequence[int], rest: str) -> str:
     else:  # a character of several tokens, which the grammar follows byte by byte
         choices.append(literal(beginning.text))
     return f"root ::= ({' | '.join(dict.fromkeys(choices))}) {rest}"
+
+
+def seed_of(seed: int | None, number: int) -> int:
+    """llama.cpp gives the candidates of one request this seed and those after it, so that neighbours must lie apart."""
+    return random.Random(None if seed is None else f"{seed} {number}").getrandbits(31)
 
 
 def literal(text: bytes) -> str:

@@ -61,6 +61,15 @@ def test_many_prompts_and_several_candidates(engines):
     assert greedy in {completion.text for completion in found}
 
 
+def test_seeds_beside_each_other_share_no_candidate(engines):
+    settings = {"temperature": 2.0, "top_p": 1.0, "num_return_sequences": 4, "max_new_tokens": 12, "stop": "none"}
+    for engine in engines:
+        first, again, other = ({c.text for c in complete(engine, PROMPTS[0], seed=s, **settings)} for s in (1, 1, 2))
+        assert first == again
+        assert len(first) == len(other) == 4
+        assert len(first & other) == 1  # the greedy one
+
+
 def test_the_end_of_a_prompt_is_held_to(engines):
     for engine in engines:
         for prompt in ("for i in ra", "x = [1, 2,", "s = 'é", "if a:\r\n", "\tx", "print("):
