@@ -12,6 +12,7 @@ from typing import IO
 from common.command import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
+PATIENCE_S = 5  # a process that was killed holds its locks until its memory has been freed
 
 
 def dataset_file(dataset_name: str, split: str) -> Path:
@@ -107,12 +108,17 @@ def lock(path: Path, wait: bool = False) -> Iterator[None]:
     Raises:
         InputError: another process holds it; says which.
     """
+    deadline = time.monotonic() + PATIENCE_S
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a+", encoding="utf-8")
         try:
             _take(file, wait)
         except (BlockingIOError, PermissionError):
+            if time.monotonic() < deadline:
+                file.close()
+                time.sleep(0.1)
+                continue
             file.seek(0)
             holder = file.read().strip() or "another process"
             file.close()
