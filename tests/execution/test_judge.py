@@ -15,7 +15,7 @@ from execution.problem_file import Problem, read_problems
 from execution.running import Judge, in_parallel
 
 HUMANEVAL = Path(os.environ.get("HUMANEVAL", ""))
-SECONDS = 1
+SECONDS = 2  # of processor time: on a slow machine a cheat must not be stopped before it has been seen
 WANTED = "def check(candidate):\n    assert candidate(3) == 4\n    assert candidate(candidate(1)) == 3\n"
 PLUS_ONE = Problem(
     "own/plus_one", 'def plus_one(n):\n    """The next number."""\n', "plus_one", "    return n + 1\n", WANTED
@@ -81,7 +81,7 @@ CHEATS = {
     "a fork bomb": ("    import os\n    while True:\n        os.fork()\n", "too many processes"),
     "a memory eater": ("    return len('x' * 2**30)\n", "out of memory"),
     "an output flood": ("    while True:\n        print('x' * 10**5)\n", "output flood"),
-    "a flood of an answer": ("    return 'x' * 10**8\n", "output flood"),
+    "a flood of an answer": ("    return 'x' * 2 * 10**7\n", "output flood"),
     "a segmentation fault": ("    import ctypes\n    return ctypes.string_at(0)\n", "crashed"),
     "endless recursion": ("    return plus_one(n)\n", "raised"),
     "no such function": ("    return n + 1\ndel plus_one\n", "raised"),
