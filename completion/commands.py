@@ -61,6 +61,7 @@ def notes(found: list[Completion], options: Settings, ignores_suffix: bool = Fal
     if dropped:
         said.append(f"the prompt is longer than the model's context: its first {dropped} tokens were left out")
     why = {
+        "loop": "stopped where the model began to repeat itself",
         "length": f"stopped after {options.max_new_tokens} tokens (--max_length)",
         "context": "stopped where the model's context ends",
         "interrupted": "stopped by Ctrl-C",

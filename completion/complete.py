@@ -11,6 +11,7 @@ from math import exp
 from completion.engine import Engine, Step
 from completion.infill import read_infill
 from completion.prompt import Prompt, read_prompt
+from completion.repetition import before_circle
 from completion.settings import Completion, Settings
 from completion.stopping import StopRule, make_stop_rule
 from completion.suffix_rule import before_suffix
@@ -120,22 +121,13 @@ def _read(engine: Engine, prompt: str, suffix: str, language: str, max_new_token
 def rank(completions: list[Completion]) -> list[Completion]:
     """What goes round in circles last, what does not parse before it, then by mean log-probability; empty ones after
     all. Of equal texts the likeliest stays."""
-    ranked = sorted(completions, key=lambda c: (not c.text, loops(c.text), c.parses is False, -c.mean_log_prob))
+    ranked = sorted(
+        completions, key=lambda c: (not c.text, c.stop_reason == "loop", c.parses is False, -c.mean_log_prob)
+    )
     likeliest: dict[str, Completion] = {}
     for completion in ranked:
         likeliest.setdefault(completion.text, completion)
     return list(likeliest.values())
-
-
-def loops(text: str) -> bool:
-    """Whether a line, or two or three in turn, come three times on end."""
-    lines = [line for line in text.splitlines() if line.strip()]
-    return any(
-        lines[start : start + period] == lines[start + period : start + 2 * period]
-        and lines[start : start + period] == lines[start + 2 * period : start + 3 * period]
-        for period in (1, 2, 3)
-        for start in range(len(lines) - 3 * period + 1)
-    )
 
 
 class _Candidate:
@@ -167,9 +159,12 @@ class _Candidate:
         self._starts.append(len(self._decoded))
         self._decoded += self._characters.decode(content)  # nothing while a character is incomplete
         safe, done = self._rule(self._decoded)
-        self.text = self._decoded[:safe]
+        straight, circles = before_circle(self._decoded) if self._options.stop != "none" else (safe, False)
+        self.text = self._decoded[: max(len(self.text), min(safe, straight))]
         if done:
-            self.stop_reason = self._options.stop
+            self.text, self.stop_reason = self._decoded[:safe], self._options.stop
+        elif circles:
+            self.stop_reason = "loop"
         elif len(self._tokens) == self._options.max_new_tokens:
             self.stop_reason = "length"
 

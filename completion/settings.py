@@ -48,8 +48,9 @@ class Completion:
         mean_log_prob: mean log-probability of these tokens under the model, in nats; of the tokens that are a part of a
             character, llama.cpp tells the last one's alone, and the others do not count.
         probability: joint probability of the same tokens.
-        stop_reason: the stop rule's name; "eos" (the model ended the file); "length" (max_new_tokens reached) or
-            "context" (the model's context is full) or "interrupted", where the last line may be unfinished.
+        stop_reason: the stop rule's name; "eos" (the model ended the file); "loop" (the same again and again, left out
+            but for once where it is whole lines); "length" (max_new_tokens reached) or "context" (the model's context
+            is full) or "interrupted", where the last line may be unfinished.
         parses: whether prompt and text together are valid Python; None for other languages.
         prompt_tokens_dropped: tokens of the prompt's beginning for which the model's context had no room.
     """
@@ -64,4 +65,4 @@ class Completion:
 
     @property
     def finished(self) -> bool:
-        return self.stop_reason not in ("length", "context", "interrupted")
+        return self.stop_reason not in ("loop", "length", "context", "interrupted")

@@ -21,6 +21,7 @@ class Generated(Protocol):
     text: str
     tokens: list[int]
     mean_log_prob: float
+    stop_reason: str
 
     @property
     def finished(self) -> bool: ...
@@ -144,6 +145,7 @@ def _judged(judge: Judge, sound: Sound, completion: Generated, run: str) -> Samp
         mean_log_prob=round(completion.mean_log_prob, 4),
         tokens=len(completion.tokens),
         finished=completion.finished,
+        looped=completion.stop_reason == "loop",
         verdict=verdict.kind,
         detail=verdict.detail,
         seconds=verdict.seconds,

@@ -23,6 +23,7 @@ class Sample:
         run: of which settings it is one; a file holds samples of one run.
         mean_log_prob: mean log-probability of its tokens, in nats.
         finished: whether the completion ended by itself, not by a limit on its length.
+        looped: whether it was ended because it repeated itself.
         verdict, detail, seconds: see `Verdict`.
     """
 
@@ -32,6 +33,7 @@ class Sample:
     mean_log_prob: float
     tokens: int
     finished: bool
+    looped: bool
     verdict: str
     detail: str
     seconds: float
@@ -46,8 +48,8 @@ class Sample:
 
     @property
     def repeats(self) -> bool:
-        """Whether a stretch of text, spaces aside, stands there three times in a row."""
-        return REPEATED.search(re.sub(r"\s+", " ", self.completion)) is not None
+        """Whether a stretch of text, spaces aside, stands there three times in a row, or would have."""
+        return self.looped or REPEATED.search(re.sub(r"\s+", " ", self.completion)) is not None
 
 
 def read_samples(path: Path, run: str) -> list[Sample]:

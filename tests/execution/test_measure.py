@@ -22,7 +22,7 @@ PROBLEMS = [
 
 
 def completion(text: str):
-    return SimpleNamespace(text=text, tokens=[1, 2], mean_log_prob=-0.5, finished=True)
+    return SimpleNamespace(text=text, tokens=[1, 2], mean_log_prob=-0.5, finished=True, stop_reason="block")
 
 
 class Model:
@@ -123,7 +123,7 @@ def test_a_problem_that_its_own_solution_fails_is_refused(judge):
     ],
 )
 def test_repetition(text, repeats):
-    assert Sample("r", "t", text, 0.0, 1, True, "failed", "", 0.0).repeats == repeats
+    assert Sample("r", "t", text, 0.0, 1, True, False, "failed", "", 0.0).repeats == repeats
 
 
 ROW = PROBLEMS[0].__dict__
