@@ -85,6 +85,8 @@ def complete_all(
 
     def result(place: int) -> tuple[int, list[Completion]]:
         found = [candidate.finish(left[place], suffixes[place], language, reason) for candidate in candidates[place]]
+        if on_text and place == 0 and (piece := candidates[0][0].text[shown:]):
+            on_text(piece)
         del left[place]
         return place, [completion for completion in rank(found) if completion.probability >= options.min_probability]
 

@@ -175,3 +175,13 @@ def test_a_place_in_a_file_takes_the_rest_as_suffix(project, fim_folder, tmp_pat
     assert "ignored" not in project.run(*command, "--model_path", fim_folder, "--column", 4).stderr
     assert "has 8 characters, not 9" in project.fails(*command, "--column", 9)
     assert "--suffix needs --prompt" in project.fails("interact.py", "--suffix", "x", "--file", file)
+
+
+@pytest.mark.parametrize("stop", ["block", "line", "blank", "none"])
+def test_what_is_shown_while_it_comes_is_the_completion(engines, stop):
+    for prompt in PROMPTS:
+        for length in (3, 17, 60):
+            pieces: list[str] = []
+            settings = {"stop": stop, "max_new_tokens": length, "seed": 1}
+            (found,) = complete(engines[0], prompt, on_text=pieces.append, **settings)
+            assert "".join(pieces) == found.text
