@@ -1,4 +1,4 @@
-"""fp16 with the real train.py: its loss scale, its skipped steps, its restart. For these tests alone a CPU computes it."""
+"""fp16 with the real train.py: its scale, skipped steps and restart; a CPU computes it for these tests alone."""
 
 import json
 import logging
