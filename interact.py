@@ -22,6 +22,7 @@ from completion.complete import complete
 from completion.conversation import Repl, interruptible
 from completion.engine import Engine
 from completion.load_engine import PRECISIONS, has_gpu, load_engine
+from completion.plain_screen import printable
 from completion.settings import Settings
 
 
@@ -122,8 +123,11 @@ def print_completions(engine: Engine, prompt: str, suffix: str, config: Config) 
     """Complete once. Standard output gets the completions alone; what is to be said about them goes to stderr."""
     streams = not config.json and config.num_return_sequences == 1 and config.min_probability == 0
     language = config.language or language_of(Path(config.file or "")) or LANGUAGES[0]
+    shown = (
+        printable if sys.stdout.isatty() else str
+    )  # a file gets what the model wrote, a terminal no control characters
     with interruptible() as cancelled:
-        on_text = (lambda text: print(text, end="", flush=True)) if streams else None
+        on_text = (lambda text: print(shown(text), end="", flush=True)) if streams else None
         found = complete(
             engine, prompt, language, suffix=suffix, on_text=on_text, cancelled=cancelled, **config.settings()
         )
@@ -135,7 +139,7 @@ def print_completions(engine: Engine, prompt: str, suffix: str, config: Config) 
         for number, completion in enumerate(found, 1):
             if config.num_return_sequences > 1:
                 print(f"--- {number}: {describe(completion)}")
-            print(completion.text)
+            print(shown(completion.text))
     sys.stdout.flush()  # what is said comes after it, also where both go to one file
     for note in notes(found, config, bool(suffix) and not engine.vocabulary.fim_words):
         print(f"note: {note}", file=sys.stderr)

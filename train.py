@@ -53,18 +53,18 @@ def main() -> None:
     keep_freed_memory()
     logging.basicConfig(format="%(message)s", level=logging.INFO if processes.is_main() else logging.ERROR)
     torch.manual_seed(config.seed)  # for the rows of new words, and all weights from scratch
-    with hold(run_folder, processes.is_main()), memory_advice(device):
+    with hold(run_folder, processes.is_main()), processes.others_needed(), memory_advice(device):
         trainer = make_trainer(config, files, run_folder, device)
         if processes.is_main():  # only now that nothing can be wrong with the new run's input
             if not config.restore_training:
                 delete_run(run_folder)
             log_to_file(run_folder)
         trainer.train()
-    processes.finish()
     if trainer.stop.signal and processes.is_main():
         arguments = [a for a in sys.argv[1:] if a not in ("--overwrite", "--restore_training")]
         command = shlex.join(["python", "train.py", *arguments, "--restore_training"])
-        print(f"stopped after step {trainer.progress.step}; go on with: {command}")
+        print(f"stopped after step {trainer.progress.step}; go on with: {command}", flush=True)
+    processes.finish()
     if trainer.stop.signal == signal.SIGINT:
         sys.exit(130)
 

@@ -211,12 +211,14 @@ class ModelTrainer:
             with self._gradients_shared(i == len(step_rows) - 1):
                 with autocast(self.device, self.dtype):
                     nats = self._summed_loss(ids, labels)
-                # DistributedDataParallel takes the mean over processes, where the sum is wanted.
-                self.scaler.scale(nats * (world_size() / targets)).backward()
+                # DistributedDataParallel takes the mean over processes, where the sum is wanted. A loss that is not
+                # finite makes every gradient so, and thereby in all processes.
+                weight = world_size() / targets + 0 * nats.detach()
+                self.scaler.scale(nats * weight).backward()
             step_nats += nats.detach()
         self.scaler.unscale_(self.optimizer)
         grad_norm = clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
-        bad = ~(step_nats.isfinite() & grad_norm.isfinite())
+        bad = ~grad_norm.isfinite()
         if not self.scaler.is_enabled():  # which has the optimizer skip such a step by itself
             self.optimizer.found_inf = bad.float()  # fused AdamW then leaves weights and moments as they are
         self.scaler.step(self.optimizer)

@@ -8,6 +8,8 @@ import torch
 
 from common.command import InputError
 
+FP16_DEVICES = ("cuda",)  # tests add the CPU, which takes its time over it
+
 
 def choose_device() -> torch.device:
     """The first GPU if there is any, else the CPU."""
@@ -22,7 +24,7 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
     Raises:
         InputError: fp16 on a CPU, where it is slower than float32 and its gradients overflow.
     """
-    if precision == "fp16" and device.type == "cpu":
+    if precision == "fp16" and device.type not in FP16_DEVICES:
         raise InputError("--precision fp16 needs a GPU; on this CPU use --precision auto")
     if precision != "auto":
         return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]

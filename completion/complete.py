@@ -175,8 +175,9 @@ class _Candidate:
             safe, _ = self._rule(self._decoded + "\n")
             self.text = self._decoded[: max(safe, len(self.text))]
         kept = sum(start < len(self.text) for start in self._starts)
-        # The end of the file is a token of its own; and a text that ended at once still has its first token's score.
-        scored = self._log_probs[: max(1, kept + (self.stop_reason == "eos"))]
+        # The file's end right behind it is a token of its own; and a text that ended at once has its first one's score.
+        ends = self.stop_reason == "eos" and kept == len(self._tokens)
+        scored = self._log_probs[: max(1, kept + ends)]
         known = [log_prob for log_prob in scored if log_prob is not None] or [0.0]
         return Completion(
             text=self.text,

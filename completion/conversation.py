@@ -87,8 +87,8 @@ class Repl:
         try:
             if text.strip() == "change_lang":
                 self._choose_language()
-            elif text.startswith(":"):
-                name, _, value = text[1:].strip().partition(" ")
+            elif text.lstrip().startswith(":"):
+                name, _, value = text.strip()[1:].strip().partition(" ")
                 self._command(name, value.strip())
             else:
                 self._complete(text)
@@ -191,7 +191,7 @@ class Repl:
 def _file(command: str, name: str) -> Path:
     if not name:
         raise InputError(f":{command} needs the name of a file")
-    return Path(name).expanduser()
+    return Path(os.path.expanduser(name))  # noqa: PTH111 - which takes a user who does not exist for a name
 
 
 @contextmanager

@@ -1,7 +1,9 @@
 """A terminal that can edit: lines with history, completion of commands and a status line; code in colours."""
 
 import os
+import select
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from prompt_toolkit import PromptSession, print_formatted_text, prompt
@@ -19,7 +21,7 @@ from pygments.token import Comment, String, Text
 
 from common.source_code import LANGUAGES
 from completion.commands import COMMANDS
-from completion.plain_screen import fold
+from completion.plain_screen import fold, printable
 from completion.stopping import STOPS, unfinished
 
 LEXERS = {"python": PythonLexer, "java": JavaLexer}
@@ -40,11 +42,12 @@ STYLE = Style.from_dict(
     }
 )
 COMMAND_VALUES = {"lang": LANGUAGES, "stop": STOPS}
+INDENT = 4
 CONTEXT_CHARACTERS = 2000  # of the prompt that are read again to colour what follows it
 
 
 class EditingScreen:
-    """See `terminal.PlainScreen` for what a screen does.
+    """See `plain_screen.PlainScreen` for what a screen does.
 
     Args:
         status: the text of the status line.
@@ -63,16 +66,17 @@ class EditingScreen:
             prompt_continuation="... ",
             style=STYLE,
             reserve_space_for_menu=4,
+            enable_suspend=True,
         )
 
     def ask(self, message: str) -> str:
-        return prompt(message)
+        return prompt(message, enable_suspend=True)
 
     def read(self, message: str) -> str:
         return self._session.prompt(message).rstrip()
 
     def write(self, text: str) -> None:
-        print_formatted_text(FormattedText([("class:said", fold(text))]), style=STYLE, end="", flush=True)
+        print_formatted_text(FormattedText([("class:said", fold(printable(text)))]), style=STYLE, end="", flush=True)
 
     def code(self, prompt: str, language: str) -> "ColouredCode":
         return ColouredCode(prompt, language)
@@ -83,15 +87,25 @@ class EditingScreen:
         @keys.add("enter")
         def _(event: KeyPressEvent) -> None:
             buffer = event.current_buffer
-            if self._is_whole(buffer.document):
+            if is_command(buffer.document):
+                buffer.validate_and_handle()
+            elif is_pasted(event):  # by a terminal that does not say so: it comes with its own indentation
+                buffer.newline(copy_margin=False)
+            elif self._is_whole(buffer.document):
                 buffer.validate_and_handle()
             else:
-                buffer.newline()
+                buffer.newline(copy_margin=False)
                 buffer.insert_text(self._margin(buffer.document.lines[-2]))
 
-        @keys.add("tab", filter=Condition(lambda: not get_app().current_buffer.text))
+        @keys.add("tab", filter=~Condition(lambda: is_command(get_app().current_buffer.document)))
         def _(event: KeyPressEvent) -> None:
-            event.app.exit(result=":next")
+            buffer = event.current_buffer
+            if is_pasted(event):
+                buffer.insert_text("\t")
+            elif not buffer.text:
+                event.app.exit(result=":next")
+            else:
+                buffer.insert_text(" " * (INDENT - buffer.document.cursor_position_col % INDENT))
 
         @keys.add("escape", "enter")
         def _(event: KeyPressEvent) -> None:
@@ -100,34 +114,59 @@ class EditingScreen:
         return keys
 
     def _is_whole(self, document: Document) -> bool:
-        if document.text.startswith(":") or (document.is_cursor_at_the_end and not document.current_line.strip()):
+        if document.is_cursor_at_the_end and not document.current_line.strip():
             return True
         return not unfinished(document.text, self._language())
 
     @staticmethod
     def _margin(line: str) -> str:
         opens = line.rstrip().endswith((":", "{"))
-        return line[: len(line) - len(line.lstrip())] + "    " * opens
+        return line[: len(line) - len(line.lstrip())] + " " * INDENT * opens
+
+
+def is_command(document: Document) -> bool:
+    return document.text.lstrip().startswith(":")
+
+
+def is_pasted(event: KeyPressEvent) -> bool:
+    """Whether more has come together with this key than a person types."""
+    if event.key_processor.input_queue:
+        return True
+    with suppress(OSError, ValueError, NotImplementedError):  # Windows selects among sockets alone
+        return bool(select.select([event.app.input.fileno()], [], [], 0)[0])
+    return False
+
+
+class LastingHistory(FileHistory):
+    """A history in a file; where that cannot be read or written it lasts as long as the conversation."""
+
+    def load_history_strings(self) -> Iterator[str]:
+        with suppress(OSError):
+            yield from super().load_history_strings()
+
+    def store_string(self, string: str) -> None:
+        with suppress(OSError):
+            super().store_string(string)
 
 
 def open_history() -> History:
-    """The history of earlier conversations; of this one alone where nothing can be written."""
-    folder = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "autocoder"
+    """The history of earlier conversations; of this one alone where there is no place for it."""
     try:
+        folder = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "autocoder"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "history").touch(mode=0o600)
-    except OSError:
+    except (OSError, RuntimeError):  # the latter where the system knows no home
         return InMemoryHistory()
-    return FileHistory(folder / "history")
+    return LastingHistory(folder / "history")
 
 
 class CommandCompleter(Completer):
     """Completes a command's name and its value."""
 
     def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterator[Completion]:
-        if not document.text.startswith(":"):
+        if not is_command(document):
             return
-        command, space, value = document.text_before_cursor[1:].partition(" ")
+        command, space, value = document.text_before_cursor.lstrip()[1:].partition(" ")
         if command in ("load", "save") and space:
             yield from PathCompleter(expanduser=True).get_completions(Document(value), complete_event)
             return
@@ -146,12 +185,12 @@ class ColouredCode:
 
     def __init__(self, prompt: str, language: str):
         self._lexer = LEXERS[language](stripnl=False, ensurenl=False)
-        self._text = prompt[-CONTEXT_CHARACTERS:]
+        self._text = printable(prompt[-CONTEXT_CHARACTERS:])
         self._written = self._text.rfind("\n") + 1
         self._write(whole=False)
 
     def write(self, text: str) -> None:
-        self._text += text
+        self._text += printable(text)
         self._write(whole=False)
 
     def end(self) -> None:

@@ -10,6 +10,8 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
+from common.command import first_line
+
 logger = logging.getLogger(__name__)
 
 
@@ -84,7 +86,7 @@ class FixedStep:
             with torch.cuda.graph(graph):
                 logits = self._forward(tokens)
         except RuntimeError as error:
-            logger.warning("decoding without a CUDA graph, more slowly: %s", str(error).splitlines()[0])
+            logger.warning("decoding without a CUDA graph, more slowly: %s", first_line(error))
             return self._forward
 
         def replay(latest: Tensor) -> Tensor:

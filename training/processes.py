@@ -162,6 +162,22 @@ class StopSignal:
         return self.signal is not None
 
 
+@contextmanager
+def others_needed() -> Iterator[None]:
+    """Turn the loss of a connection into an InputError, for what has ended another process stands in its own words."""
+    try:
+        yield
+    except RuntimeError as error:  # gloo's have no class of their own
+        if world_size() == 1 or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+            raise
+        raise InputError(
+            f"process {rank()}: another of the {world_size()} processes has ended; what was saved is kept, "
+            "--restore_training goes on"
+        ) from None
+
+
 def finish() -> None:
+    """Wait for all processes to be done: torchrun ends the others as soon as one exits with an error code."""
     if dist.is_initialized():
+        dist.barrier()
         dist.destroy_process_group()

@@ -15,6 +15,7 @@ from transformers import MistralConfig, MistralForCausalLM
 
 from common.command import InputError
 from completion.complete import complete, complete_all, parses, rank
+from completion.engine import Step
 from completion.fixed_cache import FixedStep, cache_name
 from completion.prompt import Beginning, Prompt, read_prompt
 from completion.settings import Completion, Settings
@@ -175,6 +176,21 @@ def test_a_character_of_several_tokens_is_streamed_once_it_is_whole(model, engin
     pieces = []
     complete(engine, "", stop="none", temperature=0, max_new_tokens=len(ids), on_text=pieces.append)
     assert pieces == ["é", "漢", "😀"]
+
+
+@pytest.mark.parametrize(("texts", "scored"), [(("x", "\n"), 1), (("x",), 2), ((), 1)])
+def test_the_end_of_a_file_is_scored_right_behind_the_text_alone(engine, texts, scored):
+    class Scripted:
+        name, context_length, vocabulary = "scripted", 100, engine.vocabulary
+
+        def stream(self, prompts, options, over):
+            ids = [self.vocabulary.encode(text)[0] for text in texts]
+            for number, token in enumerate([*ids, min(self.vocabulary.end_ids)]):
+                yield Step(0, token, -0.1 - number)
+
+    (found,) = complete(Scripted(), "", stop="block")
+    assert found.text == "".join(texts).rstrip()
+    assert math.log(found.probability) == pytest.approx(sum(-0.1 - number for number in range(scored)))
 
 
 def test_a_long_prompt_keeps_its_control_word_and_its_end(model, engine):

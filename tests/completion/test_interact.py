@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -11,10 +12,12 @@ import pexpect
 import pytest
 import torch
 
+import interact
 from common.command import InputError
 from common.source_code import SPECIAL_WORDS
 from completion.commands import HELP
 from completion.complete import complete
+from completion.engine import Step
 from completion.load_engine import load_engine
 from completion.torch_engine import TorchEngine
 from model import GPTSingleHead
@@ -193,10 +196,20 @@ def test_a_conversation(terminals, coder, project):
         ":next": "no other candidate to show",
         ":load": ":load needs the name of a file",
         ":load nowhere.py": "nowhere.py: No such file or directory",
+        " :load ~nosuchuser/x.py": "~nosuchuser/x.py: No such file or directory",  # and a command after a blank is one
         ":nonsense": ":nonsense: no such command",
         f":save {project.folder}": f"{project.folder}: Is a directory",
     }.items():
         terminal.say(mistake, answer)
+
+    # Ctrl-Z leaves no trace, and :help can be read in twenty columns.
+    terminal.expect(">>>")
+    terminal.child.send("\x1a")
+    terminal.child.kill(signal.SIGCONT)
+    terminal.child.setwinsize(24, 20)
+    terminal.child.send(":help\r")
+    terminal.expect("exit")
+    assert "^Z" not in terminal.text
 
     # Nothing entered, a dropped line and bytes that are no text: it asks again. Forty columns are enough.
     terminal.child.setwinsize(24, 40)
@@ -287,6 +300,22 @@ def test_mistakes_get_one_line(project, arguments, said):
     assert len(lines) == 1
     assert lines[0].startswith("error: ")
     assert said in lines[0]
+
+
+@pytest.mark.parametrize(("is_terminal", "shown"), [(True, "\ufffd[2J\ufffd"), (False, "\x1b[2J\x07")])
+@pytest.mark.parametrize("flags", [{}, {"num_return_sequences": 2, "temperature": 1.0}])
+def test_a_terminal_gets_no_control_characters(model, monkeypatch, capsys, is_terminal, shown, flags):
+    class Scripted:
+        name, context_length, vocabulary = "scripted", 100, TorchEngine(model).vocabulary
+
+        def stream(self, prompts, options, over):
+            for token in self.vocabulary.encode("\x1b[2J\x07x"):
+                for candidate in range(options.candidates):
+                    yield Step(candidate, token, -1.0)
+
+    monkeypatch.setattr("sys.stdout.isatty", lambda: is_terminal, raising=False)
+    interact.print_completions(Scripted(), "", "", interact.Config(prompt="x", stop="none", **flags))
+    assert f"{shown}x\n" in capsys.readouterr().out
 
 
 def save_as_of_2020(model, base, folder):

@@ -1,0 +1,163 @@
+"""How train.py starts: the GPUs it takes, what it asks, what it says when something fails. No GPU is needed."""
+
+import logging
+import os
+import signal
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import train
+from common import files
+from common.command import InputError
+from model import GPTSingleHead
+from training import processes
+from training.processes import StopSignal
+
+
+class Started(Exception):
+    """Instead of a program that takes the place of this one."""
+
+
+@pytest.fixture
+def four_gpus(monkeypatch):
+    """Pretend to have four; returns what a program that takes over is given, and the GPUs that it may see."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", lambda _: None)
+    started = []
+
+    def take_over(program, arguments):
+        started.append((arguments, os.environ["CUDA_VISIBLE_DEVICES"]))
+        raise Started
+
+    monkeypatch.setattr(os, "execv", take_over)
+    return started
+
+
+@pytest.fixture
+def command(project, base, monkeypatch):
+    """Call train.py's main in this process; returns the run's folder."""
+
+    def command(name, *flags):
+        for module in (train, files):
+            monkeypatch.setattr(module, "ROOT", project.folder)
+        small = ["--model_select", base, "--from_scratch", "--max_seq_length", 64, "--max_steps", 2]
+        monkeypatch.setattr(sys, "argv", ["train.py", "--run_name", name, *map(str, [*small, *flags])])
+        handlers = logging.getLogger().handlers[:]
+        try:
+            train.main()
+        finally:
+            logging.getLogger().handlers[:] = handlers
+        return project.folder / "model" / name
+
+    return command
+
+
+@pytest.mark.parametrize(
+    ("visible", "expected"), [("4,5,6,7", "6,4"), ("", "2,0"), ("GPU-a,GPU-b,GPU-c,GPU-d", "GPU-c,GPU-a")]
+)
+def test_gpus_are_counted_among_those_that_are_visible(four_gpus, monkeypatch, visible, expected):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr(sys, "argv", ["train.py", "--n_gpu", "2"])
+    with pytest.raises(Started):
+        processes.start(2, "2,0")
+    arguments, seen = four_gpus[0]
+    assert seen == expected
+    assert "--nproc_per_node=2" in arguments
+    assert arguments[-3:] == ["train.py", "--n_gpu", "2"]
+
+
+@pytest.mark.parametrize(
+    ("n_gpu", "gpus", "said"), [(5, "0", "this machine has 4"), (2, "0,1,2", "as many"), (2, "3,4", "has 4")]
+)
+def test_gpus_that_are_not_there_are_refused(four_gpus, n_gpu, gpus, said):
+    with pytest.raises(InputError, match=said):
+        processes.start(n_gpu, gpus)
+    assert not four_gpus
+
+
+def test_it_asks_once_whether_to_overwrite_before_it_starts_the_others(four_gpus, command, project, monkeypatch):
+    last = project.folder / "model" / "asked" / "last"
+    last.mkdir(parents=True)
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    questions = []
+    monkeypatch.setattr("builtins.input", lambda question: questions.append(question) or "y")
+    with pytest.raises(Started):
+        command("asked", "--n_gpu", 2)
+    assert len(questions) == 1
+    arguments, _ = four_gpus[0]
+    assert arguments[-1] == "--overwrite"  # so that none of the others asks
+    assert last.exists()  # nothing is deleted before all is well
+
+
+def test_the_largest_seed_trains(command):
+    assert (command("seeded", "--seed", 2**63 - 1, "--fim_rate", 0.5) / "last").is_dir()
+
+
+def test_a_gpu_too_small_for_the_model_is_said_with_the_flags_to_lower(command, project, monkeypatch):
+    def out_of_memory(self, device):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+    monkeypatch.setattr(GPTSingleHead, "to", out_of_memory)
+    with pytest.raises(InputError, match=r"out of memory .* --per_gpu_train_batch_size"):
+        command("too_large")
+    assert not (project.folder / "model" / "too_large").exists()
+
+
+def test_a_compiler_that_fails_without_a_word_costs_the_compilation_alone(command, monkeypatch, caplog):
+    def fails(*_arguments, **_options):
+        raise AssertionError
+
+    monkeypatch.setattr(torch, "compile", lambda _function, **_options: fails)
+    command("not_compiled", "--compile", "on")
+    assert "not compiled, so slower (AssertionError)" in caplog.text
+
+
+@pytest.mark.parametrize("change", ["renamed", "left out", "added"])
+def test_a_state_of_another_optimizer_is_refused(command, change):
+    run = command("state", "--restore_training")
+    file = run / "last" / "optimizer.safetensors"
+    content, tensors = file.read_bytes(), load_file(file)
+    name = min(tensors)
+    if change != "added":
+        tensors.pop(name)
+    if change != "left out":
+        tensors[f"{name}_2"] = torch.zeros(1)
+    try:
+        save_file(tensors, file)
+        with pytest.raises(InputError, match=r"damaged \(optimizer.safetensors lacks .*start again"):
+            command("state", "--restore_training", "--max_steps", 4)
+    finally:
+        file.write_bytes(content)
+
+
+def test_a_disk_that_fails_in_the_end_is_said_in_one_line(command, monkeypatch):
+    def fails(_descriptor):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fails)
+    with pytest.raises((InputError, OSError), match="nput/output error"):
+        command("not_synced")
+
+
+@pytest.mark.parametrize(
+    "numbers", [(signal.SIGINT, signal.SIGTERM), (signal.SIGTERM, signal.SIGINT), (signal.SIGINT,) * 2]
+)
+def test_a_second_signal_stops_at_once(numbers):
+    before = {number: signal.getsignal(number) for number in numbers}
+    got = []
+    try:
+        for number in numbers:
+            signal.signal(number, lambda number, _frame: got.append(number))
+        with StopSignal() as stop:
+            signal.raise_signal(numbers[0])
+            assert stop.noted == numbers[0]
+            assert not got
+            signal.raise_signal(numbers[1])
+            assert got == [numbers[1]]
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
