@@ -118,7 +118,7 @@ def start(flags: ServeFlags, key: str):
     params.cors_origins, params.cors_credentials = address, False
     params.ui = params.endpoint_slots = params.warmup = params.fit_params = False
     params.n_ctx, params.n_parallel, params.kv_unified = flags.context, 4, True
-    params.n_cache_reuse = 256  # an editor's next request has lost some lines of the last one's beginning
+    params.n_cache_reuse = 32  # an editor's next request has lost some lines of the last one's beginning
     params.verbosity = 0
     server = xllamacpp.Server(params)
     print(usage(path, address, bool(key)), flush=True)
