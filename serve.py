@@ -119,6 +119,7 @@ def start(flags: ServeFlags, key: str):
     params.ui = params.endpoint_slots = params.warmup = params.fit_params = False
     params.n_ctx, params.n_parallel, params.kv_unified = flags.context, 4, True
     params.n_cache_reuse = 32  # an editor's next request has lost some lines of the last one's beginning
+    params.cache_ram_mib = 0  # else prompts of earlier requests are kept, up to 8 GiB of them
     params.verbosity = 0
     server = xllamacpp.Server(params)
     print(usage(path, address, bool(key)), flush=True)
@@ -129,7 +130,8 @@ def usage(name: str, address: str, has_key: bool) -> str:
     key = "  (clients must send the key)" if has_key else ""
     return f"""\
 {name} on {address}{key}; Ctrl-C stops
-  Vim, Neovim   llama.vim:     let g:llama_config = {{'endpoint_fim': '{address}/infill'}}
+  Vim, Neovim   llama.vim:     let g:llama_config = {{'endpoint_fim': '{address}/infill',
+                                 \ 'n_prefix': 32, 'n_suffix': 8, 'ring_n_chunks': 0, 'stop_strings': ["\\n\\n"]}}
   VS Code       llama.vscode:  "llama-vscode.endpoint": "{address}"
                 Continue:      provider: openai, apiBase: {address}/v1, roles: [autocomplete]
   Zed           edit_predictions: {{"provider": "open_ai_compatible_api", "api_url": "{address}/v1/completions"}}
