@@ -64,7 +64,7 @@ def main() -> None:
 def record(folder: Path, plugin: Path, address: str) -> tuple[list[Text], list[Text]]:
     """The screen with the proposal, and the screen once Tab has taken it."""
     (folder / "sales.py").write_text(CODE)
-    setting = re.search(r"let g:llama_config = .*?\}", usage("", address, False), re.DOTALL)[0]
+    setting = re.search(r"let g:llama_config = .*?\}", usage("", address, False, True), re.DOTALL)[0]
     (folder / "vimrc").write_text(
         f"set nocompatible runtimepath^={plugin} noruler noshowcmd laststatus=0 fillchars=eob:\\ \n"
         f"syntax on\n{setting}\nlet g:llama_config.show_info = 0\n"

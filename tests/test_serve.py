@@ -18,8 +18,8 @@ pytest.importorskip("xllamacpp", reason="serve.py needs xllamacpp")
 KEY = "a-key-of-our-own"
 
 
-def start(*flags, **environment):
-    command = [sys.executable, "-u", "serve.py", "--model_path", "tiny", *map(str, flags)]
+def start(*flags, model="tiny", **environment):
+    command = [sys.executable, "-u", "serve.py", "--model_path", str(model), *map(str, flags)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen(command, cwd=ROOT, env=os.environ | environment, **pipes)
 
@@ -34,6 +34,7 @@ def server():
     port = free_port()
     process = start("--port", port, AUTOCODER_API_KEY=KEY)
     assert f"http://127.0.0.1:{port}" in process.stdout.readline()
+    assert "knows no marker words" in process.stdout.readline()
     yield process, port
     process.send_signal(signal.SIGTERM)
     assert process.wait(20) == 0
@@ -116,6 +117,28 @@ def test_pages_of_other_origins_get_no_leave(port):
     for path in ("/health", "/v1/completions"):
         _, headers, _ = ask(port, path, Origin="http://elsewhere.example")
         assert headers["Access-Control-Allow-Origin"] == f"http://127.0.0.1:{port}"
+
+
+def test_of_a_long_file_the_model_sees_what_surrounds_the_cursor(tmp_path):
+    from model import GPTSingleHead
+    from training.fim import learn_fim_words
+
+    model = GPTSingleHead.load("tiny")
+    learn_fim_words(model)
+    model.save(tmp_path)
+    port = free_port()
+    process = start("--port", port, model=tmp_path, AUTOCODER_API_KEY="")
+    try:
+        assert "llama.vim:" in process.stdout.readline() + process.stdout.readline()
+        file = {"input_prefix": "x = 1\n" * 900, "prompt": "y = ", "input_suffix": "\nz = 3\n" * 300, "n_predict": 4}
+        others = {"input_extra": [{"filename": "a.py", "text": "def f(x): return 3\n" * 300}]}
+        for request in (file, file | others):
+            status, _, text = ask(port, "/infill", request, key="")
+            assert status == 200
+            assert json.loads(text)["tokens_evaluated"] < model.max_seq_length
+    finally:
+        process.terminate()
+        assert process.wait(20) == 0
 
 
 def test_a_model_without_marker_words_says_so(port):
