@@ -15,6 +15,12 @@ from training.config import PRECISIONS
 from training.evaluator import SingleCLMEvaluator
 
 
+def spans_or_line(text: str) -> str:
+    if text != "line" and not (text.isdecimal() and 1 <= int(text) <= 100_000):
+        raise ValueError("must be a number of spans, from 1 to 100,000, or `line` with --problems")
+    return text
+
+
 @dataclass
 class EvaluateFlags(Flags):
     """Flags of evaluate.py."""
@@ -44,13 +50,14 @@ class EvaluateFlags(Flags):
         "complete the problems of this file, in HumanEval's format, RUN the completions, and report pass@k",
         type=str,
     )
-    infill: int = flag(
-        0,
-        "take this many spans of each of three kinds out of the dataset's held-out files and have them filled in, with "
-        "and without what follows",
-        at_least=0,
-        at_most=100_000,
+    infill: str = flag(
+        "",
+        "N: take N spans of each of three kinds out of the dataset's held-out files and have them filled in, with and "
+        "without what follows; line: with --problems, each line of the solutions in turn",
+        type=spans_or_line,
     )
+    no_infill: bool = flag(False, "with --infill line, leave what follows the line out of account")
+    max_problems: int = flag(0, "only the first so many problems, or lines of them; 0: all", at_least=0)
     n_samples: int = flag(1, "completions of each problem: 1 is greedy", at_least=1, at_most=10_000)
     k: str = flag("1", "which pass@k to report, as in 1,10")
     temperature: float = flag(0.2, "of sampling, where --n_samples is above 1", above=0, at_most=100)
@@ -70,6 +77,8 @@ class EvaluateFlags(Flags):
 
 def main() -> None:
     flags = parse_flags(EvaluateFlags, __doc__)
+    if flags.infill and (flags.infill == "line") != bool(flags.problems):
+        raise InputError("--infill line takes lines out of the solutions of --problems, --infill N spans out of files")
     if flags.problems:
         evaluate_problems(flags)
         return
@@ -107,7 +116,16 @@ def evaluate_problems(flags: EvaluateFlags) -> None:
     from completion.solving import Solving, model_fingerprint, parse_ks, solve
     from execution.measure import print_summary
 
-    solving = Solving(flags.n_samples, flags.temperature, flags.max_new_tokens, flags.stop, flags.seed, flags.precision)
+    solving = Solving(
+        flags.n_samples,
+        flags.temperature,
+        flags.max_new_tokens,
+        flags.stop,
+        flags.seed,
+        flags.precision,
+        flags.infill,
+        flags.no_infill,
+    )
     result, refused = solve(
         Path(flags.problems),
         lambda: load_engine(flags.model_path, flags.precision),
@@ -115,11 +133,13 @@ def evaluate_problems(flags: EvaluateFlags) -> None:
         solving,
         parse_ks(flags.k),
         Path(flags.samples) if flags.samples else None,
+        flags.max_problems,
         flags.judge_again,
         flags.allow_weak_sandbox,
     )
     how = "greedy" if flags.n_samples == 1 else f"{flags.n_samples} samples at temperature {flags.temperature}"
-    print(f"{flags.model_path} on {flags.problems}: {how}, stop at {flags.stop}")
+    what = f"single lines{' without what follows' * flags.no_infill}" if flags.infill else f"stop at {flags.stop}"
+    print(f"{flags.model_path} on {flags.problems}: {how}, {what}")
     print_summary(result, refused)
     write_result(flags, {"model": flags.model_path, "flags": asdict(flags), **result})
 
@@ -135,7 +155,7 @@ def evaluate_infill(flags: EvaluateFlags) -> None:
     dev_file = dataset_file(flags.dataset_name, "dev")
     meta = read_meta(dev_file.parent)
     held_out, _ = split_sources(meta, dev_file, load_tokenizer(meta["flags"]["tokenizer"]))
-    spans = choose_spans([(file.path, read_source(file.file)) for file in held_out], flags.infill, flags.seed)
+    spans = choose_spans([(file.path, read_source(file.file)) for file in held_out], int(flags.infill), flags.seed)
     engine = load_engine(flags.model_path, flags.precision)
     results = {
         "with suffix": measure(engine, spans, use_suffix=True),

@@ -99,6 +99,7 @@ def start(flags: ServeFlags, key: str):
     from common.model_files import find_pretrained, newest_run
     from completion.gguf_cache import converted
     from completion.gguf_errors import CannotConvert
+    from completion.vocabulary import Vocabulary, read_settings
 
     path = flags.model_path or newest_run()
     folder = find_pretrained(path)
@@ -118,20 +119,30 @@ def start(flags: ServeFlags, key: str):
     params.cors_origins, params.cors_credentials = address, False
     params.ui = params.endpoint_slots = params.warmup = params.fit_params = False
     params.n_ctx, params.n_parallel, params.kv_unified = flags.context, 4, True
-    params.n_cache_reuse = 256  # an editor's next request has lost some lines of the last one's beginning
+    config = read_settings(folder)["config.json"]
+    # Of a longer file /infill takes n_batch tokens around the cursor, and of other files what leaves n_predict twice.
+    context = min(flags.context, config.get("max_position_embeddings") or config["n_positions"])
+    params.n_batch, params.n_predict = min(2048, context // 2), context // 8
+    params.n_cache_reuse = 32  # an editor's next request has lost some lines of the last one's beginning
+    params.cache_ram_mib = 0  # else prompts of earlier requests are kept, up to 8 GiB of them
     params.verbosity = 0
     server = xllamacpp.Server(params)
-    print(usage(path, address, bool(key)), flush=True)
+    print(usage(path, address, bool(key), Vocabulary.load(folder).fim_words is not None), flush=True)
     return server
 
 
-def usage(name: str, address: str, has_key: bool) -> str:
+def usage(name: str, address: str, has_key: bool, infills: bool) -> str:
     key = "  (clients must send the key)" if has_key else ""
+    cursor = f"""
+  Vim, Neovim   llama.vim:     let g:llama_config = {{'endpoint_fim': '{address}/infill',
+                                 \\ 'n_prefix': 32, 'n_suffix': 8, 'ring_n_chunks': 0, 'stop_strings': ["\\n\\n"]}}
+  VS Code       llama.vscode:  "llama-vscode.endpoint": "{address}\""""
+    if not infills:
+        cursor = """
+  llama.vim, llama.vscode: not with this model, which knows no marker words; `train.py --fim_rate` teaches them"""
     return f"""\
-{name} on {address}{key}; Ctrl-C stops
-  Vim, Neovim   llama.vim:     let g:llama_config = {{'endpoint_fim': '{address}/infill'}}
-  VS Code       llama.vscode:  "llama-vscode.endpoint": "{address}"
-                Continue:      provider: openai, apiBase: {address}/v1, roles: [autocomplete]
+{name} on {address}{key}; Ctrl-C stops{cursor}
+  VS Code       Continue:      provider: openai, apiBase: {address}/v1, roles: [autocomplete]
   Zed           edit_predictions: {{"provider": "open_ai_compatible_api", "api_url": "{address}/v1/completions"}}
   any client    OPENAI_BASE_URL={address}/v1"""
 

@@ -15,7 +15,8 @@ from common.model_files import find_pretrained
 from completion.complete import complete_all
 from completion.engine import Engine
 from completion.settings import Completion
-from execution.measure import Generate, check_k, check_problems, judge_again, summarise, take_samples
+from completion.stopping import StopRule, make_stop_rule
+from execution.measure import Generate, check_k, check_problems, judge_again, single_lines, summarise, take_samples
 from execution.problem_file import read_problems
 from execution.running import Judge, Verdict
 
@@ -31,6 +32,8 @@ class Solving:
     Attributes:
         n_samples: completions of each problem: one, greedily, or several at `temperature`.
         stop: block: as interact.py stops; words: at STOP_WORDS.
+        infill: empty; or line: each line of a solution is taken out in turn, and filled in between the others.
+        no_infill: do so without regard to the lines after it.
         precision: of the model that `load` gives; recorded, since it may change what is written.
     """
 
@@ -40,9 +43,14 @@ class Solving:
     stop: str = "block"
     seed: int = 0
     precision: str = "auto"
+    infill: str = ""
+    no_infill: bool = False
 
     def settings(self) -> dict[str, Any]:
-        return asdict(self) | {"temperature": self.temperature if self.n_samples > 1 else 0.0}
+        settings = asdict(self) | {"temperature": self.temperature if self.n_samples > 1 else 0.0}
+        if not self.infill:
+            del settings["infill"], settings["no_infill"]
+        return settings
 
 
 def solve(
@@ -52,6 +60,7 @@ def solve(
     solving: Solving,
     ks: list[int],
     samples: Path | None = None,
+    limit: int = 0,
     again: bool = False,
     allow_weak_sandbox: bool = False,
 ) -> tuple[dict[str, Any], dict[str, Verdict]]:
@@ -60,6 +69,7 @@ def solve(
     Args:
         load: gives the engine to complete with; called only if there is something to complete.
         samples: the jsonl file of what was sampled already, which is added to; else one below .cache.
+        limit: the first so many problems, or lines of them; 0 for all.
         again: run what the file holds once more, without the model.
     Raises:
         InputError: a fault of the problems, of the samples or of a k, or no sandbox on this machine.
@@ -76,6 +86,9 @@ def solve(
     run = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
     samples = samples or ROOT / ".cache" / "samples" / f"{run}.jsonl"
     sound, refused = check_problems(judge, problems)
+    if solving.infill:
+        sound = [line for whole in sound for line in single_lines(whole)]
+    sound = sound[: limit or None]
     if again:
         taken = judge_again(judge, sound, samples, run)
     else:
@@ -97,11 +110,13 @@ def solve(
 def _lazy(load: Callable[[], Engine], solving: Solving) -> Generate:
     """Completes prompts, many at once: one candidate each, since the first of several would be the greedy one."""
 
-    def generate(prompts: list[str]) -> Iterator[tuple[int, Completion]]:
+    def generate(places: list[tuple[str, str]]) -> Iterator[tuple[int, Completion]]:
+        prompts, suffixes = zip(*places, strict=True)
         found = complete_all(
             load(),
             prompts,
-            rule_of=None if solving.stop == "block" else lambda prompt: at_stop_word,
+            suffixes=suffixes if solving.infill and not solving.no_infill else (),
+            rule_of=_rule_of(solving),
             max_new_tokens=solving.max_new_tokens,
             seed=solving.seed,
             temperature=solving.settings()["temperature"],
@@ -110,6 +125,12 @@ def _lazy(load: Callable[[], Engine], solving: Solving) -> Generate:
             yield place, completion
 
     return generate
+
+
+def _rule_of(solving: Solving) -> Callable[[str], StopRule] | None:
+    if solving.infill:
+        return lambda prompt: make_stop_rule("line", "", "python")  # one line, even where that opens a block
+    return None if solving.stop == "block" else lambda prompt: at_stop_word
 
 
 def at_stop_word(text: str) -> tuple[int, bool]:

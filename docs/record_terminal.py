@@ -39,7 +39,7 @@ def main() -> None:
     flags, others = parser.parse_known_args()  # the others are for interact.py
     command = ["interact.py", "--model_path", flags.model_path, *others]
     screen = record(command)
-    draw(screen, "$ python " + " ".join(command), Path(flags.output))
+    draw([Text("$ python " + " ".join(command), "bold"), *read_screen(screen)], COLUMNS, Path(flags.output))
 
 
 def record(command: list[str]) -> pyte.Screen:
@@ -64,18 +64,22 @@ def record(command: list[str]) -> pyte.Screen:
     return screen
 
 
-def draw(screen: pyte.Screen, command: str, path: Path) -> None:
-    lines = [Text(command, style="bold")]
-    for row in range(ROWS):
+def read_screen(screen: pyte.Screen) -> list[Text]:
+    lines = []
+    for row in range(screen.lines):
         line = Text()
-        for column in range(COLUMNS):
+        for column in range(screen.columns):
             cell = screen.buffer[row][column]
             line.append(cell.data, Style(color=colour(cell.fg), bold=cell.bold, reverse=cell.reverse))
         line.rstrip()
         lines.append(line)
     while not lines[-1].plain.strip(" >"):  # the last, empty prompt
         lines.pop()
-    console = Console(record=True, width=COLUMNS, file=io.StringIO())
+    return lines
+
+
+def draw(lines: list[Text], columns: int, path: Path) -> None:
+    console = Console(record=True, width=columns, file=io.StringIO())
     for line in lines:
         console.print(line, no_wrap=True, crop=True)
     svg = console.export_svg(title="AutoCoder", unique_id="terminal")

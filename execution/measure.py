@@ -27,16 +27,23 @@ class Generated(Protocol):
     def finished(self) -> bool: ...
 
 
-# (prompts, each as often as a completion of it is wanted) -> (place in the prompts, completion), as they come
-Generate = Callable[[list[str]], Iterable[tuple[int, Generated]]]
+# (what stands before and after each completion that is wanted) -> (place in that list, completion), as they come
+Generate = Callable[[list[tuple[str, str]]], Iterable[tuple[int, Generated]]]
 
 
 @dataclass(frozen=True)
 class Sound:
-    """A problem that its own solution passes here, and the processor seconds that a completion may take."""
+    """A problem that its own solution passes here.
+
+    Attributes:
+        seconds: of processor time that a completion may take.
+        before, after: what of the solution is given, on both sides of the completion.
+    """
 
     problem: Problem
     seconds: int
+    before: str = ""
+    after: str = ""
 
 
 def check_problems(judge: Judge, problems: list[Problem]) -> tuple[list[Sound], dict[str, Verdict]]:
@@ -53,18 +60,35 @@ def check_problems(judge: Judge, problems: list[Problem]) -> tuple[list[Sound], 
     return sound, {p.task_id: v for p, v in zip(problems, verdicts, strict=True) if not v.passed}
 
 
+def single_lines(whole: Sound) -> Iterator[Sound]:
+    """Each line of the solution in turn as a problem of its own; blank ones and comments are none.
+
+    Single-line infilling, of Fried et al. 2023 (InCoder), section 4.1: all other lines are given.
+    """
+    lines = whole.problem.canonical_solution.split("\n")
+    for number, line in enumerate(lines):
+        if line.strip() and not line.lstrip().startswith("#"):
+            problem = replace(
+                whole.problem, task_id=f"{whole.problem.task_id}/line {number + 1}", canonical_solution=line
+            )
+            before, after = lines[:number], lines[number + 1 :]
+            yield Sound(problem, whole.seconds, "".join(f"{each}\n" for each in before), "\n" + "\n".join(after))
+
+
 def take_samples(judge: Judge, problems: list[Sound], n: int, path: Path, run: str, generate: Generate) -> list[Sample]:
     """n samples of each problem: those that the file holds already, and the others, which join it as they come.
 
     Raises:
         InputError: the file holds something else.
     """
-    samples = read_samples(path, run)
+    asked = {sound.problem.task_id for sound in problems}
+    samples = [sample for sample in read_samples(path, run) if sample.task_id in asked]
     there = Counter(sample.task_id for sample in samples)
     missing = [sound for sound in problems for _ in range(n - there[sound.problem.task_id])]
 
     def work() -> Iterator[Callable[[], Sample]]:
-        for place, completion in generate([sound.problem.prompt for sound in missing]) if missing else ():
+        places = [(sound.problem.prompt + sound.before, sound.after) for sound in missing]
+        for place, completion in generate(places) if missing else ():
             yield partial(_judged, judge, missing[place], completion, run)
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -137,7 +161,7 @@ def print_summary(result: dict[str, Any], refused: dict[str, Verdict]) -> None:
 
 
 def _judged(judge: Judge, sound: Sound, completion: Generated, run: str) -> Sample:
-    verdict = judge.judge(sound.problem, completion.text, sound.seconds)
+    verdict = _verdict(judge, sound, completion.text)
     return Sample(
         run=run,
         task_id=sound.problem.task_id,
@@ -153,8 +177,12 @@ def _judged(judge: Judge, sound: Sound, completion: Generated, run: str) -> Samp
 
 
 def _again(judge: Judge, sound: Sound, sample: Sample) -> Sample:
-    verdict = judge.judge(sound.problem, sample.completion, sound.seconds)
+    verdict = _verdict(judge, sound, sample.completion)
     return replace(sample, verdict=verdict.kind, detail=verdict.detail, seconds=verdict.seconds)
+
+
+def _verdict(judge: Judge, sound: Sound, text: str) -> Verdict:
+    return judge.judge(sound.problem, sound.before + text + sound.after, sound.seconds)
 
 
 def _bar(work: Iterable, description: str, total: int, initial: int = 0):

@@ -3,10 +3,13 @@
 import http.client
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -15,22 +18,32 @@ pytest.importorskip("xllamacpp", reason="serve.py needs xllamacpp")
 KEY = "a-key-of-our-own"
 
 
-def start(*flags, **environment):
-    command = [sys.executable, "-u", "serve.py", "--model_path", "tiny", *map(str, flags)]
+def start(*flags, model="tiny", **environment):
+    command = [sys.executable, "-u", "serve.py", "--model_path", str(model), *map(str, flags)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen(command, cwd=ROOT, env=os.environ | environment, **pipes)
 
 
-@pytest.fixture(scope="module")
-def port():
+def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as free:
-        number = free.getsockname()[1]
-    process = start("--port", number, AUTOCODER_API_KEY=KEY)
-    assert f"http://127.0.0.1:{number}" in process.stdout.readline()
-    yield number
+        return free.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def server():
+    port = free_port()
+    process = start("--port", port, AUTOCODER_API_KEY=KEY)
+    assert f"http://127.0.0.1:{port}" in process.stdout.readline()
+    assert "knows no marker words" in process.stdout.readline()
+    yield process, port
     process.send_signal(signal.SIGTERM)
     assert process.wait(20) == 0
     assert "stopped" in process.stdout.read()
+
+
+@pytest.fixture(scope="module")
+def port(server):
+    return server[1]
 
 
 def ask(port, path, body=None, key=KEY, **headers):
@@ -62,10 +75,70 @@ def test_streams(port):
     assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == whole
 
 
+def leave_in_the_middle(port):
+    """A client that asks for a long text, takes its beginning and goes away."""
+    body = json.dumps(REQUEST | {"stream": True, "max_tokens": 3000, "ignore_eos": True})
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: here\r\nAuthorization: Bearer {KEY}\r\nContent-Length: {len(body)}"
+    with socket.create_connection(("127.0.0.1", port)) as client:
+        client.sendall(f"{head}\r\n\r\n{body}".encode())
+        assert client.recv(64).startswith(b"HTTP/1.1 200")
+
+
+def test_two_clients_get_what_each_gets_alone(port):
+    requests = [REQUEST | {"prompt": f"def {name}(items):\n    ", "max_tokens": 24} for name in ("first", "last")]
+    alone = [json.loads(ask(port, "/v1/completions", request)[2])["choices"][0]["text"] for request in requests]
+    with ThreadPoolExecutor(2) as pool:
+        answers = list(pool.map(lambda request: ask(port, "/v1/completions", request)[2], requests))
+    assert [json.loads(answer)["choices"][0]["text"] for answer in answers] == alone
+
+
+def test_who_leaves_frees_the_place(port):
+    for _ in range(8):  # twice as many as are answered at once
+        leave_in_the_middle(port)
+    assert ask(port, "/v1/completions", REQUEST)[0] == 200
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+def test_memory_does_not_grow(server):
+    process, port = server
+
+    def mebibytes(requests: int) -> float:
+        for number in range(requests):
+            prompt = f"# {requests} {number}\n" * 10
+            assert ask(port, "/v1/completions", REQUEST | {"prompt": prompt, "max_tokens": 2})[0] == 200
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        return int(re.search(r"VmRSS:\s+(\d+)", status)[1]) / 1024
+
+    before = mebibytes(50)
+    assert mebibytes(150) < before + 4
+
+
 def test_pages_of_other_origins_get_no_leave(port):
     for path in ("/health", "/v1/completions"):
         _, headers, _ = ask(port, path, Origin="http://elsewhere.example")
         assert headers["Access-Control-Allow-Origin"] == f"http://127.0.0.1:{port}"
+
+
+def test_of_a_long_file_the_model_sees_what_surrounds_the_cursor(tmp_path):
+    from model import GPTSingleHead
+    from training.fim import learn_fim_words
+
+    model = GPTSingleHead.load("tiny")
+    learn_fim_words(model)
+    model.save(tmp_path)
+    port = free_port()
+    process = start("--port", port, model=tmp_path, AUTOCODER_API_KEY="")
+    try:
+        assert "llama.vim:" in process.stdout.readline() + process.stdout.readline()
+        file = {"input_prefix": "x = 1\n" * 900, "prompt": "y = ", "input_suffix": "\nz = 3\n" * 300, "n_predict": 4}
+        others = {"input_extra": [{"filename": "a.py", "text": "def f(x): return 3\n" * 300}]}
+        for request in (file, file | others):
+            status, _, text = ask(port, "/infill", request, key="")
+            assert status == 200
+            assert json.loads(text)["tokens_evaluated"] < model.max_seq_length
+    finally:
+        process.terminate()
+        assert process.wait(20) == 0
 
 
 def test_a_model_without_marker_words_says_so(port):
@@ -77,6 +150,19 @@ def test_a_model_without_marker_words_says_so(port):
 def test_what_it_does_not_show(port):
     assert ask(port, "/slots")[0] == 501  # what others ask
     assert ask(port, "/")[0] == 404
+
+
+def test_other_machines_with_a_key_until_ctrl_c(tmp_path):
+    (tmp_path / "key").write_text(KEY + "\n")
+    port = free_port()
+    process = start("--port", port, "--host", "0.0.0.0", "--api_key", tmp_path / "key")
+    assert "must send the key" in process.stdout.readline()
+    assert ask(port, "/v1/completions", REQUEST)[0] == 200
+    assert ask(port, "/v1/completions", REQUEST, key="")[0] == 401
+    leave_in_the_middle(port)
+    process.send_signal(signal.SIGINT)
+    assert "stopped" in process.communicate(timeout=20)[0]
+    assert process.returncode == 0
 
 
 def refused(*flags) -> str:

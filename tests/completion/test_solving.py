@@ -43,6 +43,25 @@ def test_result_says_what_is_needed_to_repeat_it(project, problems, tmp_path):
     assert again["verdicts"] == result["verdicts"]
 
 
+def test_single_lines_are_filled_in(project, problems, tmp_path):
+    solutions = [f"    # {i} more\n\n    m = n\n    return m + {i}\n" for i in range(3)]
+    rows = [row | {"canonical_solution": solution} for row, solution in zip(PROBLEMS, solutions, strict=True)]
+    problems.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = (*FLAGS, "--problems", problems, "--infill", "line", "--samples", tmp_path / "s.jsonl")
+    done = project.run(*flags, "--max_problems", 1)
+    assert "greedy, single lines\n" in done.stdout and "1 problems" in done.stdout
+    project.run(*flags, "--output", tmp_path / "r.json")
+    result = json.loads((tmp_path / "r.json").read_text())
+    assert result["problems"] == 6 and sum(result["verdicts"].values()) == 6
+    samples = [json.loads(line) for line in (tmp_path / "s.jsonl").read_text().splitlines()]
+    assert {sample["task_id"] for sample in samples} == {f"own/{i}/line {n}" for i in range(3) for n in (3, 4)}
+    assert not any("\n" in sample["completion"].strip() for sample in samples)
+    assert "a sample of another model" in project.fails(*flags, "--no_infill", log_lines=True)
+    assert "--infill N spans" in project.fails(*FLAGS, "--problems", problems, "--infill", 5)
+    assert "--infill line takes" in project.fails(*FLAGS, "--infill", "line")
+    assert "--infill" in project.fails(*FLAGS, "--infill", "lines")
+
+
 def test_mistakes_cost_one_line_before_anything_runs(project, problems):
     assert "--n_samples 3" in project.fails(*FLAGS, "--problems", problems, "--k", "1,3")
     assert "--k one" in project.fails(*FLAGS, "--problems", problems, "--k", "one")

@@ -3,12 +3,13 @@
 import gzip
 import itertools
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
 from common.command import InputError
-from execution.measure import check_problems, judge_again, summarise, take_samples
+from execution.measure import check_problems, judge_again, single_lines, summarise, take_samples
 from execution.pass_at_k import interval, pass_at_k
 from execution.problem_file import Problem, read_problems
 from execution.running import Judge
@@ -33,7 +34,7 @@ class Model:
 
     def __call__(self, prompts):
         taken = {}
-        for place, prompt in enumerate(prompts):
+        for place, prompt in enumerate(prompts):  # each with what follows the completion
             if self.asked == self.dies_after:
                 raise KeyboardInterrupt
             self.asked += 1
@@ -102,6 +103,21 @@ def test_samples_are_judged_again_without_a_model(judge, sound, tmp_path):
     assert [s.verdict for s in again] == [s.verdict for s in samples] == ["failed", "failed", "passed"]
     with pytest.raises(InputError, match="no samples"):
         judge_again(judge, sound, tmp_path / "none.jsonl", "r")
+
+
+def test_every_line_of_a_solution_is_filled_in_between_the_others(judge, tmp_path):
+    solution = "    # adds\n    total = n\n\n    if total:\n        total += 2\n    return total\n"
+    sound, _ = check_problems(judge, [replace(PROBLEMS[2], canonical_solution=solution)])
+    lines = list(single_lines(sound[0]))
+    assert [line.problem.canonical_solution.strip() for line in lines] == [
+        "total = n",
+        "if total:",
+        "total += 2",
+        "return total",
+    ]
+    assert all(each.before + each.problem.canonical_solution + each.after == solution for each in lines)
+    samples = take_samples(judge, lines, 1, tmp_path / "s.jsonl", "r", Model("        total = 5"))
+    assert [sample.task_id for sample in samples if sample.verdict == "passed"] == ["own/2/line 5"]
 
 
 def test_a_problem_that_its_own_solution_fails_is_refused(judge):
