@@ -105,10 +105,10 @@ def main() -> None:
     )
     results = evaluator(model)
     windows = min(flags.dev_windows or len(dataset), len(dataset))
+    write_result(flags, {"model": flags.model_path, "file": str(file_path), "windows": windows, **results})
     print(f"{flags.model_path} on {windows} windows of {file_path}")
     for name, value in results.items():
         print(f"  {name:<18} {value:>14,}" if name == "tokens" else f"  {name:<18} {value:>14.4f}")
-    write_result(flags, {"model": flags.model_path, "file": str(file_path), "windows": windows, **results})
 
 
 def evaluate_problems(flags: EvaluateFlags) -> None:
@@ -137,11 +137,11 @@ def evaluate_problems(flags: EvaluateFlags) -> None:
         flags.judge_again,
         flags.allow_weak_sandbox,
     )
+    write_result(flags, {"model": flags.model_path, "flags": asdict(flags), **result})
     how = "greedy" if flags.n_samples == 1 else f"{flags.n_samples} samples at temperature {flags.temperature}"
     what = f"single lines{' without what follows' * flags.no_infill}" if flags.infill else f"stop at {flags.stop}"
     print(f"{flags.model_path} on {flags.problems}: {how}, {what}")
     print_summary(result, refused)
-    write_result(flags, {"model": flags.model_path, "flags": asdict(flags), **result})
 
 
 def evaluate_infill(flags: EvaluateFlags) -> None:
@@ -161,14 +161,15 @@ def evaluate_infill(flags: EvaluateFlags) -> None:
         "with suffix": measure(engine, spans, use_suffix=True),
         "without": measure(engine, spans, use_suffix=False),
     }
+    write_result(flags, {"model": flags.model_path, "flags": asdict(flags), "infill": results})
     print(f"{flags.model_path}, {engine.name}: spans of {flags.dataset_name}'s held-out files")
     if not engine.vocabulary.fim_words:
         print("  it has not learned to fill in the middle: what follows only says where to stop")
     print(infill_table(results))
-    write_result(flags, {"model": flags.model_path, "flags": asdict(flags), "infill": results})
 
 
 def write_result(flags: EvaluateFlags, result: dict) -> None:
+    """Before anything is printed: the reader of what is printed may leave, as `head` does."""
     if flags.output:
         with atomic_write(Path(flags.output)) as file:
             json.dump(result, file, indent=2)
