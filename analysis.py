@@ -1,8 +1,9 @@
-"""Look at a dataset, or at the curves of training runs: tables on the terminal, charts as PNG files.
+"""Look at a dataset, at the curves of training runs, or at pass@k: tables on the terminal, charts as PNG files.
 
 python analysis.py data --dataset_name stdlib                 what a dataset holds
 python analysis.py runs model/demo                            one run; charts go to model/demo/figures
 python analysis.py runs model/a model/b --x tokens --report   several in one chart, beside the lab report's figures
+python analysis.py results a.json b.json --names A B          what evaluate.py --problems has written with --output
 """
 
 from dataclasses import dataclass
@@ -10,10 +11,11 @@ from pathlib import Path
 
 from charts.comparison import caption, compare, reference_columns, runs_table, write_tables
 from charts.dataset_features import contamination_table, describe, file_lengths, frequent_words
-from charts.drawing import AXES, Line, bars, contamination_chart, histogram, line_chart, save
+from charts.drawing import AXES, Line, bars, contamination_chart, histogram, interval_chart, line_chart, save
 from charts.runs import PERPLEXITY, Run, read_run
+from charts.scores import bars_of, group_results, read_result, results_table
 from common.command import Flags, InputError, Parser, add_flags, flag, folder_name, output_folder, run_command
-from common.files import ROOT, dataset_file
+from common.files import ROOT, atomic_write, dataset_file
 from dataset.format import read_meta
 from training.recipes import report_results
 
@@ -60,6 +62,20 @@ class RunsFlags(Flags):
     format: str = flag("png", "of the charts", choices=FORMATS)
 
 
+@dataclass
+class ResultsFlags(Flags):
+    """pass@k of several models as one table and one chart. Those of different problems are kept apart."""
+
+    results: tuple[str, ...] = flag(
+        (), "files that evaluate.py --problems has written with --output", type=str, nargs="+", positional=True
+    )
+    names: tuple[str, ...] | None = flag(
+        None, "what to call the results; else by their models", type=folder_name, nargs="+"
+    )
+    output: str | None = flag(None, "folder for chart and table; else ./figures", type=output_folder)
+    format: str = flag("png", "of the chart", choices=FORMATS)
+
+
 def main() -> None:
     flags = read_flags()
     if isinstance(flags, DataFlags):
@@ -67,14 +83,16 @@ def main() -> None:
             folder = Path(flags.output or ROOT / "dataset" / name / "figures")
             several = flags.output and len(flags.dataset_name) > 1
             analyse_data(name, folder / name if several else folder, flags.format)
-    else:
+    elif isinstance(flags, RunsFlags):
         analyse_runs(flags)
+    else:
+        analyse_results(flags)
 
 
-def read_flags() -> "DataFlags | RunsFlags":
+def read_flags() -> "DataFlags | RunsFlags | ResultsFlags":
     parser = Parser(__doc__)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="data | runs")
-    kinds = {"data": DataFlags, "runs": RunsFlags}
+    commands = parser.add_subparsers(dest="command", required=True, metavar="data | runs | results")
+    kinds = {"data": DataFlags, "runs": RunsFlags, "results": ResultsFlags}
     for name, kind in kinds.items():
         add_flags(commands.add_parser(name, description=kind.__doc__), kind)
     flags = vars(parser.parse_args())
@@ -150,6 +168,26 @@ def draw_curves(runs: list[Run], references: list[tuple[str, int]], flags: RunsF
             figure = line_chart(lines, levels, flags.x, y_label, is_noisy, scalar != "lr")
             files.append(save(figure, folder / f"{file}.{flags.format}"))
     return files
+
+
+# ---- results --------------------------------------------------------------------------------------------------------
+
+
+def analyse_results(flags: ResultsFlags) -> None:
+    results = [read_result(Path(file)) for file in flags.results]
+    names = flags.names or [Path(result["model"]).name for result in results]
+    if len(names) != len(results):
+        raise InputError(f"{len(results)} results and {len(names)} --names; give one for each")
+    groups = group_results(list(zip(names, results, strict=True)))
+    folder = Path(flags.output or "figures")
+    text = "\n\n".join(f"{group.title}\n\n{results_table(group)}" for group in groups)
+    if len(groups) > 1:
+        text += "\n\nThe problems differ, so figures of different tables do not compare."
+    with atomic_write(folder / "results.md") as file:
+        file.write(text + "\n")
+    panels = {group.title: bars_of(group) for group in groups}
+    chart = save(interval_chart(panels, "(%), with its 95 % interval"), folder / f"results.{flags.format}")
+    print(text, folder / "results.md", chart, sep="\n")
 
 
 if __name__ == "__main__":

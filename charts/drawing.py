@@ -38,15 +38,24 @@ class Line(NamedTuple):
     y: list[float]
 
 
+class Bar(NamedTuple):
+    label: str
+    values: dict[str, tuple[float, float, float]]  # name -> share of 1, and the bounds of its interval
+
+
 def _figure() -> "tuple[Figure, Axes]":
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
+    _set_frame(axes)
+    return figure, axes
+
+
+def _set_frame(axes: "Axes") -> None:
     axes.grid(alpha=0.3)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
 
 
 @functools.cache
@@ -203,6 +212,43 @@ def contamination_chart(meta: dict, title: str) -> "Figure":
     axes.set_xlabel("share of dev's n-grams that stand in train (%)")
     _set_title(axes, title)
     _add_legend(figure, axes, legend)
+    return figure
+
+
+def interval_chart(panels: dict[str, list[Bar]], x_label: str) -> "Figure":
+    """Shares with their intervals, a panel for each group that may be compared; all panels have the same scale."""
+    from matplotlib.figure import Figure
+
+    rows = [len(bars) for bars in panels.values()]
+    names = list(dict.fromkeys(name for bars in panels.values() for bar in bars for name in bar.values))
+    height = 0.8 / max(1, len(names))
+    figure = Figure(figsize=(7, 1 + 0.7 * len(rows) + 0.6 * sum(rows)), layout="constrained")
+    all_axes = figure.subplots(len(rows), squeeze=False, sharex=True, height_ratios=rows)[:, 0]
+    legend = []
+    for axes, (title, bars) in zip(all_axes, panels.items(), strict=True):
+        _set_frame(axes)
+        for number, name in enumerate(names):
+            drawn = [(place, bar.values[name]) for place, bar in enumerate(bars) if name in bar.values]
+            places = [place + (number - (len(names) - 1) / 2) * height for place, _ in drawn]
+            lengths = [100 * value for _, (value, _, _) in drawn]
+            ends = [[100 * max(0, value - low), 100 * max(0, high - value)] for _, (value, low, high) in drawn]
+            boxes = axes.barh(places, lengths, 0.9 * height, color=COLOURS[number % len(COLOURS)], alpha=0.8)
+            if drawn:
+                axes.errorbar(lengths, places, xerr=[*zip(*ends, strict=True)], fmt="none", ecolor="black", capsize=3)
+            for place, length, (_, above) in zip(places, lengths, ends, strict=True):
+                axes.annotate(f"{length:.1f}", (length + above, place), (4, 0), textcoords="offset points", va="center")
+            legend.append((boxes, name))
+        axes.set_yticks(range(len(bars)), [bar.label for bar in bars])
+        for label, bar in zip(axes.get_yticklabels(), bars, strict=True):
+            label.set(**_text(bar.label))
+        axes.set_ylim(len(bars) - 0.5, -0.5)
+        axes.grid(visible=False, axis="y")
+        _set_title(axes, title)
+    all_axes[0].margins(x=0.1)
+    all_axes[0].set_xlim(left=0)
+    all_axes[-1].set_xlabel(x_label if len(names) != 1 else f"{names[0]} {x_label}")
+    if len(names) > 1:
+        _add_legend(figure, all_axes[0], legend)
     return figure
 
 

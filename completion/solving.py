@@ -110,10 +110,11 @@ def solve(
 def _lazy(load: Callable[[], Engine], solving: Solving) -> Generate:
     """Completes prompts, many at once: one candidate each, since the first of several would be the greedy one."""
 
-    def generate(places: list[tuple[str, str]]) -> Iterator[tuple[int, Completion]]:
+    def generate(places: list[tuple[str, str]]) -> Iterator[tuple[int, Completion, str]]:
+        engine = load()
         prompts, suffixes = zip(*places, strict=True)
         found = complete_all(
-            load(),
+            engine,
             prompts,
             suffixes=suffixes if solving.infill and not solving.no_infill else (),
             rule_of=_rule_of(solving),
@@ -122,7 +123,7 @@ def _lazy(load: Callable[[], Engine], solving: Solving) -> Generate:
             temperature=solving.settings()["temperature"],
         )
         for place, (completion,) in found:
-            yield place, completion
+            yield place, completion, engine.name
 
     return generate
 

@@ -27,8 +27,9 @@ class Generated(Protocol):
     def finished(self) -> bool: ...
 
 
-# (what stands before and after each completion that is wanted) -> (place in that list, completion), as they come
-Generate = Callable[[list[tuple[str, str]]], Iterable[tuple[int, Generated]]]
+# (what stands before and after each completion that is wanted) -> (place in that list, completion, name of the engine),
+# as they come
+Generate = Callable[[list[tuple[str, str]]], Iterable[tuple[int, Generated, str]]]
 
 
 @dataclass(frozen=True)
@@ -88,8 +89,8 @@ def take_samples(judge: Judge, problems: list[Sound], n: int, path: Path, run: s
 
     def work() -> Iterator[Callable[[], Sample]]:
         places = [(sound.problem.prompt + sound.before, sound.after) for sound in missing]
-        for place, completion in generate(places) if missing else ():
-            yield partial(_judged, judge, missing[place], completion, run)
+        for place, completion, engine in generate(places) if missing else ():
+            yield partial(_judged, judge, missing[place], completion, run, engine)
 
     path.parent.mkdir(parents=True, exist_ok=True)
     total = n * len(problems)
@@ -137,6 +138,7 @@ def summarise(samples: list[Sample], ks: Iterable[int]) -> dict[str, Any]:
         low, high = interval(values)
         result["pass_at_k"][str(k)] = {"value": sum(values) / len(values), "low": low, "high": high}
     result |= {"verdicts": kinds(samples), "shares": shares(samples)}
+    result["engine"] = " and ".join(sorted({sample.engine for sample in samples} - {""})) or "unknown"
     result["mean_tokens"] = sum(sample.tokens for sample in samples) / len(samples)
     return result
 
@@ -160,7 +162,7 @@ def print_summary(result: dict[str, Any], refused: dict[str, Verdict]) -> None:
         print(f"  {len(refused)} more problems refused, whose own solution does not pass here: {names}")
 
 
-def _judged(judge: Judge, sound: Sound, completion: Generated, run: str) -> Sample:
+def _judged(judge: Judge, sound: Sound, completion: Generated, run: str, engine: str) -> Sample:
     verdict = _verdict(judge, sound, completion.text)
     return Sample(
         run=run,
@@ -173,6 +175,7 @@ def _judged(judge: Judge, sound: Sound, completion: Generated, run: str) -> Samp
         verdict=verdict.kind,
         detail=verdict.detail,
         seconds=verdict.seconds,
+        engine=engine,
     )
 
 

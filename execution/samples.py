@@ -25,6 +25,7 @@ class Sample:
         finished: whether the completion ended by itself, not by a limit on its length.
         looped: whether it was ended because it repeated itself.
         verdict, detail, seconds: see `Verdict`.
+        engine: what wrote it, and how it stores the weights; empty in samples of earlier versions.
     """
 
     run: str
@@ -37,6 +38,7 @@ class Sample:
     verdict: str
     detail: str
     seconds: float
+    engine: str = ""
 
     @property
     def parses(self) -> bool:

@@ -22,7 +22,7 @@ def test_commands_know_their_flags(project):
             if script.startswith("docs/"):
                 continue
             if script not in flags:
-                subcommands = ["data", "runs"] if script == "analysis.py" else [""]
+                subcommands = ["data", "runs", "results"] if script == "analysis.py" else [""]
                 helps = [project.run(script, *command.split(), "-h").stdout for command in subcommands]
                 flags[script] = set(re.findall(r"--\w+", "".join(helps)))
             shown = set(re.findall(r"--\w+", arguments))

@@ -34,13 +34,14 @@ def test_result_says_what_is_needed_to_repeat_it(project, problems, tmp_path):
     assert "2 samples at temperature 0.2" in done.stdout and "pass@2" in done.stdout
     assert set(result["pass_at_k"]) == {"1", "2"} and sum(result["verdicts"].values()) == 6
     assert set(result) > {"model", "model_fingerprint", "problems_sha256", "settings", "flags", "versions", "shares"}
+    assert result["engine"].startswith(("llama.cpp, ", "PyTorch, "))
     before = (tmp_path / "s.jsonl").read_text()
     project.run(*flags)
     assert (tmp_path / "s.jsonl").read_text() == before  # nothing was left to do
     assert "a sample of another model" in project.fails(*flags, "--seed", 1, log_lines=True)
     project.run(*flags, "--judge_again", "--output", tmp_path / "again.json")
     again = json.loads((tmp_path / "again.json").read_text())
-    assert again["verdicts"] == result["verdicts"]
+    assert again["verdicts"] == result["verdicts"] and again["engine"] == result["engine"]
 
 
 def test_single_lines_are_filled_in(project, problems, tmp_path):

@@ -39,7 +39,7 @@ class Model:
                 raise KeyboardInterrupt
             self.asked += 1
             number = taken[prompt] = taken.get(prompt, -1) + 1
-            yield place, completion(self.texts[number % len(self.texts)])
+            yield place, completion(self.texts[number % len(self.texts)]), "list"
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +74,7 @@ def test_samples_are_judged_and_summed_up(judge, sound, tmp_path):
     assert result["pass_at_k"]["1"]["value"] == pytest.approx(1 / 6)
     assert result["pass_at_k"]["2"]["value"] == pytest.approx(1 / 3)
     assert result["verdicts"] == {"not parseable": 3, "failed": 2, "passed": 1}
+    assert result["engine"] == "list"
     assert result["shares"] == {"parses": 0.5, "runs": 0.5, "finished": 1.0, "repeats": 0.0}
     assert read_samples(tmp_path / "s.jsonl", "r") == samples
     with pytest.raises(InputError, match="--n_samples 3"):
