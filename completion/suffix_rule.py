@@ -83,12 +83,12 @@ def _line_ends(line: str, is_whole: bool, following: str, is_code: bool, has_fen
 def _repeated_rest(text: str, rest: str) -> Place:
     """Where the rest of the cursor's line comes again, or may be about to; else the end of the text's first line.
 
-    A rest of one or two characters, such as `)` or `:`, stands in the middle of many a line; brackets have a rule of
-    their own.
+    A rest of one or two signs, such as `)` or `:`, stands in the middle of many a line; brackets have a rule of their
+    own.
     """
     first, line_break, more = text.partition("\n")
     again = rest.lstrip()
-    is_short = len(again) <= 2
+    is_short = len(again) <= 2 and not re.search(r"\w", again)
     if not is_short and (found := first.find(again)) >= 0:
         return found, True
     if not line_break:

@@ -56,6 +56,7 @@ CASES = {
         "ames:\n    print(name)\n    close()\n",
         "ames:\n    print",
     ),
+    "the end of a word": ("block", "f(self.na", "e)\n", "me)\nx = 1\n", "m"),
     "the rest of the line never": (
         "block",
         "x = len(",
