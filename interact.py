@@ -123,9 +123,8 @@ def print_completions(engine: Engine, prompt: str, suffix: str, config: Config) 
     """Complete once. Standard output gets the completions alone; what is to be said about them goes to stderr."""
     streams = not config.json and config.num_return_sequences == 1 and config.min_probability == 0
     language = config.language or language_of(Path(config.file or "")) or LANGUAGES[0]
-    shown = (
-        printable if sys.stdout.isatty() else str
-    )  # a file gets what the model wrote, a terminal no control characters
+    # A file gets what the model wrote; a terminal no control characters.
+    shown = printable if sys.stdout.isatty() else str
     with interruptible() as cancelled:
         on_text = (lambda text: print(shown(text), end="", flush=True)) if streams else None
         found = complete(
