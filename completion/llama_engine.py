@@ -10,9 +10,10 @@ import signal
 import socket
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from completion.engine import Step
@@ -51,7 +52,7 @@ class LlamaEngine:
         self.vocabulary = Vocabulary.load(folder)
         config = read_settings(folder).get("config.json", {})
         self.context_length = config.get("max_position_embeddings") or config["n_positions"]
-        self._threads = 1 if self._file.stat().st_size < SMALL else physical_cores()
+        self._threads = 1 if self._file.stat().st_size < SMALL else free_cores()
         self._server, self._sequences, self._room = None, 0, 0
 
     def stream(self, prompts: Sequence[Prompt], options: Settings, over: set[int]) -> Iterator[Step]:
@@ -284,6 +285,20 @@ def own_signals() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         if can_block:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
+def free_cores() -> int:
+    """Physical cores that no other program keeps busy right now, at least one (Linux; elsewhere all).
+
+    llama.cpp's threads wait for each other many times a token. Where one has to wait for its core, all do: with both of
+    two cores wanted by others, a token took fifty times as long as with a single thread.
+    """
+    cores, running = physical_cores(), []
+    with suppress(OSError, ValueError, IndexError):
+        for _ in range(5):  # the fewest, so that a moment's work counts for nothing
+            running.append(int(Path("/proc/loadavg").read_text().split()[3].partition("/")[0]) - 1)  # without us
+            time.sleep(0.002)
+    return max(1, cores - min(running, default=0))
 
 
 def physical_cores() -> int:
