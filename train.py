@@ -33,7 +33,7 @@ logger = logging.getLogger("train")
 # What a run leaves in its folder, also when it is killed while it writes. Nothing else there is ever deleted.
 RUN_FILE = re.compile(
     r"(0_GPTSingleHead|last|tensorboard|wandb|hyperparams\.json|ck_report\.json|log\.out|run\.lock)"
-    r"(\.new|\.old|\.\d+\.tmp)?"
+    r"(\.autocoder-new|\.autocoder-old|\.\d+\.tmp)?"
 )
 
 

@@ -58,14 +58,14 @@ def replace_folder(path: Path, durable: bool = True) -> Iterator[Path]:
 
     durable: wait until the disk holds it, so that it outlives a power failure too. What can be made again need not.
 
-    A folder cannot be renamed over another, so the old one steps aside as `<path>.old` for an instant;
+    A folder cannot be renamed over another, so the old one steps aside as `<path>.autocoder-old` for an instant;
     after a crash in that instant `recover_folder` puts it back.
     """
     new, old = _beside(path, "new"), _beside(path, "old")
-    recover_folder(path)
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir(parents=True)
     try:
+        recover_folder(path)
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir(parents=True)
         yield new
         if durable:
             for file in [*new.rglob("*"), new]:
@@ -75,7 +75,8 @@ def replace_folder(path: Path, durable: bool = True) -> Iterator[Path]:
         new.rename(path)
         _fsync(path.parent)
     except OSError as error:
-        error.filename = error.filename or str(path)
+        if error.filename in (None, str(new), str(old)):  # a full disk's names none
+            error.filename = str(path)
         raise
     finally:
         shutil.rmtree(new, ignore_errors=True)
@@ -150,7 +151,8 @@ def _take(file: IO, wait: bool) -> None:
 
 
 def _beside(path: Path, suffix: str) -> Path:
-    return path.with_name(f"{path.name}.{suffix}")
+    """A name that no user gives a folder, as what bears it is deleted."""
+    return path.with_name(f"{path.name}.autocoder-{suffix}")
 
 
 def _fsync(path: Path) -> None:

@@ -57,7 +57,8 @@ def find_pretrained(name_or_path: str, weights: bool = True) -> Path:
     if name.count("/") > 1 or name.startswith((".", "/", "~")) or name.endswith("/") or "\\" in name:
         raise InputError(f"{name}: no such folder; give a local model folder, a Hub id, or one of {_names()}")
     owner = Path(name).parts[0] if name else ""
-    if owner == "model" or (owner != name and Path(owner).is_dir()):  # so it is a path, not a name of the Hub
+    is_run = name_or_path not in MODEL_MAP and (ROOT / "model" / name).is_dir()
+    if owner == "model" or is_run or (owner != name and Path(owner).is_dir()):  # so it is no name of the Hub
         runs = sorted(folder.parent.name for folder in ROOT.glob("model/*/0_GPTSingleHead"))
         raise InputError(
             f"{name}: no such folder below {Path.cwd()}; "

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from common.command import Flags, InputError, flag, folder_name, parse_flags, run_command
+from common.command import Flags, InputError, flag, folder_name, output_folder, parse_flags, run_command
 from common.files import ROOT, replace_folder
 from common.model_files import fingerprint, load_tokenizer
 from dataset.format import FILES, FORMAT_VERSION, Counts, FrequentToken, counts_table, write_rows
@@ -108,7 +108,7 @@ def main() -> None:
 def check_output(folder: Path, sources: Sequence[str]) -> None:
     """
     Raises:
-        InputError: replacing the folder would delete what is not ours.
+        InputError: replacing the folder would delete what is not ours, or it cannot be written.
     """
     inside = [source for source in sources if folder in (root := source_root(source).resolve(), *root.parents)]
     if inside:
@@ -121,6 +121,10 @@ def check_output(folder: Path, sources: Sequence[str]) -> None:
             f"{folder}: holds {foreign[0]}, which convert.py has not written; move it away or choose another "
             "--dataset_name"
         )
+    try:
+        output_folder(str(folder.parent))
+    except ValueError as error:
+        raise InputError(f"{folder.parent}: {error}; choose another --dataset_name") from None
 
 
 def split_languages(

@@ -55,7 +55,11 @@ def main() -> None:
         raise InputError(
             f"{dev_file.parent}: split by segment, so train holds parts of every source; convert with --split_by file"
         )
-    output = Path(config.output) if config.output else dev_file.parents[1] / "problems.jsonl"
+    output = Path(config.output or dev_file.parents[1] / "problems.jsonl")
+    try:
+        output_file()(str(output))
+    except ValueError as error:
+        raise InputError(f"{output}: {error}; name another file with --output") from None
     tokenizer = load_tokenizer(meta["flags"]["tokenizer"])
     held_out, train = split_sources(meta, dev_file, tokenizer)
     judge = Judge(config.allow_weak_sandbox)

@@ -80,7 +80,7 @@ def assert_same_run(expected_run, run, hint):
         assert curves[name] == expected_curves[name], (name, hint)
     assert len(curves["loss_train"]) == 20
     assert (run / "ck_report.json").read_text() == (expected_run / "ck_report.json").read_text()
-    assert not list(run.glob("*.new")) + list(run.glob("*.old"))
+    assert not list(run.glob("*.autocoder-*"))
 
 
 def test_a_run_killed_again_and_again_ends_bit_for_bit_like_one_that_was_not(project, with_dropout, whole):
