@@ -288,17 +288,17 @@ def own_signals() -> Iterator[None]:
 
 
 def free_cores() -> int:
-    """Physical cores that no other program keeps busy right now, at least one (Linux; elsewhere all).
+    """Physical cores, or as many of them as other programs leave free right now, at least one (Linux; elsewhere all).
 
-    llama.cpp's threads wait for each other many times a token. Where one has to wait for its core, all do: with both of
-    two cores wanted by others, a token took fifty times as long as with a single thread.
+    llama.cpp's threads wait for each other many times a token: where one has to wait for a processor, all do.
     """
-    cores, running = physical_cores(), []
+    running = []
     with suppress(OSError, ValueError, IndexError):
         for _ in range(5):  # the fewest, so that a moment's work counts for nothing
             running.append(int(Path("/proc/loadavg").read_text().split()[3].partition("/")[0]) - 1)  # without us
             time.sleep(0.002)
-    return max(1, cores - min(running, default=0))
+    free = (os.cpu_count() or 1) - min(running, default=0)
+    return max(1, min(physical_cores(), free))
 
 
 def physical_cores() -> int:
