@@ -25,6 +25,7 @@ CURVES = {
     "dev_loss": ("loss_dev", "dev loss (nats per token)", False),
     "dev_eval_scores": (PERPLEXITY, "dev perplexity", False),
     "best_score_perplexity": ("best_score_for_perplexity", "best score (minus dev perplexity)", False),
+    "pass_at_1": ("eval_pass_at_1_dev", "share of the problems solved, pass@1", False),
     "learning_rate": ("lr", "learning rate", False),
     "grad_norm": ("grad_norm", "gradient norm before clipping", True),
 }

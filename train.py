@@ -25,6 +25,7 @@ from training.recipes import find_recipe
 if TYPE_CHECKING:
     import torch
 
+    from completion.pass_rate import PassRate
     from model import GPTSingleHead
     from trainer import ModelTrainer
 
@@ -85,15 +86,27 @@ def make_trainer(config: TrainConfig, files: list[Path], run_folder: Path, devic
     from training import processes
     from training.evaluator import SingleCLMEvaluator
 
+    pass_rate = make_pass_rate(config)
     model = load_model(config, run_folder)
     with processes.main_first():  # which packs the datasets
         # Where the next run of the same data finds them too. What is there is used only if it fits.
         cache = ROOT / ".cache" / config.dataset_name / f"{model.max_seq_length}_{len(model.tokenizer)}"
         datasets = [SrcCodeDataset(file, model, cache / file.stem) for file in files]
     evaluator = SingleCLMEvaluator(
-        batch_size=config.dev_batch_size, precision=config.precision, windows=config.dev_windows
+        batch_size=config.dev_batch_size,
+        precision=config.precision,
+        windows=config.dev_windows,
+        pass_rate=pass_rate,
     )
     return ModelTrainer(model.to(device), *datasets, evaluator, config, run_folder)
+
+
+def make_pass_rate(config: TrainConfig) -> "PassRate | None":
+    if not config.problems:
+        return None
+    from completion.pass_rate import PassRate
+
+    return PassRate(Path(config.problems), config.max_problems, config.allow_weak_sandbox)
 
 
 def load_model(config: TrainConfig, run_folder: Path) -> "GPTSingleHead":

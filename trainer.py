@@ -346,16 +346,16 @@ class ModelTrainer:
         Raises:
             InputError: the run cannot go on with these.
         """
-        now = self._settings()
+        saved = (now := self._settings()) | saved  # which an earlier version wrote without the newer flags
         for name in FIXED:
-            if saved.get(name, now[name]) != now[name]:
+            if saved[name] != now[name]:
                 words = "a batch (per GPU x accumulation_steps x GPUs) of" if name == "batch" else f"--{name}"
                 change = f"was started with {words} {saved[name]}, not {now[name]}"
                 if name in self._contents:
                     change = f"--dataset_name {self.config.dataset_name} has been converted anew since it was started"
                 raise InputError(f"{self.run_folder}: {change}; go on with the same, or start under another --run_name")
         free = now.keys() - {*FIXED, "restore_training", "overwrite", "accumulation_steps", "per_gpu_train_batch_size"}
-        changed = [f"--{name} {now[name]} (was {saved[name]})" for name in sorted(free) if saved.get(name) != now[name]]
+        changed = [f"--{name} {now[name]} (was {saved[name]})" for name in sorted(free) if saved[name] != now[name]]
         return f"; changed: {', '.join(changed)}" if changed else ""
 
     def _diverged(self, what: str) -> InputError:

@@ -64,6 +64,16 @@ class TrainConfig(Flags):
     dev_windows: int = flag(
         0, "evaluate on that many windows of dev, always the same ones; 0: all", at_least=0, at_most=10**12
     )
+    problems: str | None = flag(
+        None,
+        "at each evaluation complete the problems of this file, in HumanEval's format, RUN the completions, and log "
+        "pass@1",
+        type=str,
+    )
+    max_problems: int = flag(0, "only the first so many problems; 0: all", at_least=0, at_most=10**12)
+    allow_weak_sandbox: bool = flag(
+        False, "run the completions even where nothing but limits on time and memory holds them"
+    )
     early_stop: int = flag(
         20, "end after this many evaluations without a better dev score", at_least=1, at_most=MOST_STEPS
     )
@@ -97,4 +107,6 @@ class TrainConfig(Flags):
         self.run_name = self.run_name or f"{self.model_select.strip('/.').replace('/', '_')}_fine_tuned_coder"
         if self.restore_training and self.overwrite:
             raise InputError("--restore_training keeps the earlier run and --overwrite deletes it; give one of them")
+        if (self.max_problems or self.allow_weak_sandbox) and not self.problems:
+            raise InputError("--max_problems and --allow_weak_sandbox are for --problems FILE; give that too")
         super().__post_init__()

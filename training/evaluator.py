@@ -25,6 +25,8 @@ class SingleCLMEvaluator:
         batch_size: sequences per forward pass; on a GPU as many more as fit. The results do not depend on it.
         precision: as `model.choose_dtype` takes it.
         windows: measure on that many rows alone, always the same ones; 0 for all.
+        pass_rate: (model, which of its problems, whether to give up) -> how many of them the model solves, and how
+            many they are; as completion.pass_rate.PassRate.
     """
 
     def __init__(
@@ -35,6 +37,7 @@ class SingleCLMEvaluator:
         batch_size: int = 8,
         precision: str = "auto",
         windows: int = 0,
+        pass_rate: "Callable[[GPTSingleHead, slice, Callable[[], bool]], tuple[int, int]] | None" = None,
     ):
         if early_stop_on not in ("loss", "perplexity"):
             raise ValueError(f"early_stop_on has to be loss or perplexity, not {early_stop_on!r}")
@@ -44,6 +47,7 @@ class SingleCLMEvaluator:
         self.batch_size = batch_size
         self.precision = precision
         self.windows = windows
+        self.pass_rate = pass_rate
 
     def __call__(
         self, model: "GPTSingleHead", interrupted: Callable[[], bool] = lambda: False
@@ -61,6 +65,7 @@ class SingleCLMEvaluator:
             bits_per_byte: bits per byte of source text, comparable between vocabularies; <eos> is left out.
             accuracy: share of targets that are the model's first choice.
             tokens: number of targets.
+            pass_at_1: share of the problems that it solves, where there is a `pass_rate`.
         """
         import torch
 
@@ -99,8 +104,14 @@ class SingleCLMEvaluator:
                 values = nats, targets >= 0, nats * (target_bytes > 0), target_bytes, hits
                 sums += torch.stack([value.sum(dtype=torch.float64) for value in values])
         model.train(was_training)
-        *sums, gave_up = all_sum(torch.cat((sums, gave_up))).tolist()
-        return None if gave_up else _results(*sums, positions)
+        solved = torch.zeros(2, dtype=torch.float64, device=device)  # and how many problems there were
+        if self.pass_rate:
+            solved += torch.tensor(self.pass_rate(model, own, interrupted), device=device)
+            gave_up += interrupted()
+        *sums, gave_up, right, asked = all_sum(torch.cat((sums, gave_up, solved))).tolist()
+        if gave_up:
+            return None
+        return _results(*sums, positions) | ({"pass_at_1": right / asked} if self.pass_rate else {})
 
 
 def _results(
