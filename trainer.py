@@ -213,8 +213,7 @@ class ModelTrainer:
                     nats = self._summed_loss(ids, labels)
                 # DistributedDataParallel takes the mean over processes, where the sum is wanted. A loss that is not
                 # finite makes every gradient so, and thereby in all processes.
-                weight = world_size() / targets + 0 * nats.detach()
-                self.scaler.scale(nats * weight).backward()
+                self.scaler.scale(nats * (world_size() / targets + 0 * nats.detach())).backward()
             step_nats += nats.detach()
         self.scaler.unscale_(self.optimizer)
         grad_norm = clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import torch
 from safetensors import SafetensorError
@@ -14,30 +14,53 @@ from safetensors.torch import load_file, save_file
 
 from common.command import InputError
 from common.files import replace_folder
+from common.json_files import read_json
 
 if TYPE_CHECKING:
     from model import GPTSingleHead
+
+
+Count = Annotated[int, range(2**63)]
+
+
+class Report(TypedDict):
+    """What a restart needs of ck_report.json."""
+
+    saved_at_total_steps: Count
+    eval_scores_on_dev: dict[str, float]
 
 
 @dataclass
 class Progress:
     """How far a run is: what the loop needs to go on, apart from tensors."""
 
-    step: int = 0  # optimizer steps done
-    epoch: int = 0
-    epoch_step: int = 0  # optimizer steps done in this epoch
-    tokens_seen: int = 0  # unpadded targets trained on
-    tokens_before_epoch: int = 0
+    step: Count = 0  # optimizer steps done
+    epoch: Count = 0
+    epoch_step: Count = 0  # optimizer steps done in this epoch
+    tokens_seen: Count = 0  # unpadded targets trained on
+    tokens_before_epoch: Count = 0
     epoch_nats: float = 0.0  # and targets, so far in this epoch
     epoch_targets: float = 0.0
     recent_nats: float = 0.0  # since the last entry in the log
     recent_targets: float = 0.0
-    evaluated_step: int = 0  # the step after which dev was measured last
+    evaluated_step: Count = 0  # the step after which dev was measured last
     best_score: float = -math.inf  # minus the dev perplexity (or loss) of the best model
-    report: dict | None = None  # of the best model, as ck_report.json
-    early_stop_count: int = 0  # evaluations since then
-    skipped_steps: int = 0  # steps whose loss or gradient was not finite
+    report: Report | None = None  # of the best model, as ck_report.json
+    early_stop_count: Count = 0  # evaluations since then
+    skipped_steps: Count = 0  # steps whose loss or gradient was not finite
     wandb_id: str | None = None
+
+
+class Saved(TypedDict):
+    run: TypedDict("Run", {field.name: field.type for field in fields(Progress)})
+    flags: dict
+
+
+class State(TypedDict):
+    """state.json."""
+
+    progress: Saved
+    scaler: dict[str, float]
 
 
 def save_checkpoint(
@@ -84,16 +107,8 @@ def read_progress(folder: Path) -> tuple[Progress, dict] | None:
     """
     if not folder.exists():
         return None
-    saved = _read_state(folder)
-    try:
-        progress, flags = Progress(**saved["progress"]["run"]), dict(saved["progress"]["flags"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{folder / 'state.json'}: not as this version writes it ({error}); {_REMEDY}") from None
-    for known in fields(Progress):
-        default, value = known.default, getattr(progress, known.name)
-        if default is not None and not isinstance(value, (int, float) if isinstance(default, float) else int):
-            raise InputError(f"{folder / 'state.json'}: {known.name} is {value!r}; {_REMEDY}")
-    return progress, flags
+    saved = _read_state(folder)["progress"]
+    return Progress(**{field.name: saved["run"][field.name] for field in fields(Progress)}), saved["flags"]
 
 
 def restore_checkpoint(
@@ -121,7 +136,8 @@ def restore_checkpoint(
             if kind != "step" and tensor.shape != parameters[name].shape:
                 raise ValueError(f"{key} has the shape {tuple(tensor.shape)}")
             optimizer.state[parameters[name]][kind] = tensor.to(parameters[name].device)
-        scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # else another precision had none
+            scaler.load_state_dict(state["scaler"])
     except (OSError, SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
         raise InputError(f"{folder}: the saved state is damaged ({error}); {_REMEDY}") from None
 
@@ -129,11 +145,8 @@ def restore_checkpoint(
 _REMEDY = "start again with --overwrite, from the run's 0_GPTSingleHead if you like (--model_select)"
 
 
-def _read_state(folder: Path) -> dict:
-    try:
-        return json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder / 'state.json'}: the saved state is damaged ({error}); {_REMEDY}") from None
+def _read_state(folder: Path) -> State:
+    return read_json(folder / "state.json", State, _REMEDY)
 
 
 def _optimizer_tensors(model: "GPTSingleHead", optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

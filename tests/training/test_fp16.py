@@ -101,6 +101,13 @@ def test_steps_that_overflow_are_skipped_counted_and_left_out_of_the_loss(fp16, 
     assert curves["loss_train_recent"][12] < curves["loss_train_recent"][2]
 
 
+def test_a_run_may_go_on_in_another_precision(fp16, begun):
+    run = shutil.copytree(begun, begun.with_name("changing"))
+    assert not state_of(fp16(run.name, 3, "--precision", "fp32"))["scaler"]
+    assert state_of(fp16(run.name, 4))["scaler"]["scale"] == 2.0**16
+    assert list(scalars(run)["loss_train"]) == [1, 2, 3, 4]
+
+
 def test_ten_overflows_in_a_row_end_the_run_with_one_line(fp16, begun):
     run = with_scaler(begun, "overflowing", scale=2.0**80)
     with pytest.raises(InputError, match=r"not finite 10 steps in a row at step 12; .* --precision fp32") as caught:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import signal
 import sys
 
@@ -132,6 +133,41 @@ def test_a_state_of_another_optimizer_is_refused(command, change):
             command("state", "--restore_training", "--max_steps", 4)
     finally:
         file.write_bytes(content)
+
+
+EDITS = {
+    "torn": lambda text: text[: len(text) // 2],
+    "of another kind": lambda text: "[]",
+    "a step below 0": lambda text: text.replace('"step": 2', '"step": -2'),
+    "a step that is a text": lambda text: text.replace('"step": 2', '"step": "2"'),
+    "a step too few": lambda text: text.replace('"epoch_step"', '"epoch_steps"'),
+    "another report": lambda text: text.replace('"saved_at_total_steps"', '"saved_at"'),
+    "scores that are none": lambda text: re.sub('"perplexity": [0-9.]+', '"perplexity": "low"', text),
+    "no flags": lambda text: text.replace('"flags"', '"settings"'),
+    "a scale that is none": lambda text: text.replace('"scaler": {}', '"scaler": {"scale": "abc"}'),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_a_state_that_someone_edited_gets_one_line(command, edit):
+    file = command("state", "--restore_training") / "last" / "state.json"
+    content = file.read_text()
+    changed = EDITS[edit](content)
+    assert changed != content
+    try:
+        file.write_text(changed)
+        with pytest.raises(InputError, match=r"state.json: .*start again with --overwrite") as caught:
+            command("state", "--restore_training", "--max_steps", 4)
+        assert "\n" not in str(caught.value)
+        assert file.read_text() == changed
+    finally:
+        file.write_text(content)
+
+
+def test_a_state_without_a_flag_that_is_newer_goes_on(command):
+    file = command("older", "--restore_training") / "last" / "state.json"
+    file.write_text(re.sub('"save_steps": 0,', "", file.read_text()))
+    assert '"step": 3' in (command("older", "--restore_training", "--max_steps", 3) / "last/state.json").read_text()
 
 
 def test_a_disk_that_fails_in_the_end_is_said_in_one_line(command, monkeypatch):
