@@ -1,7 +1,7 @@
 """The cursor in the middle: a prompt of what stands before and after it, in the words that a model knows for that."""
 
 from common.fim_words import FimWords
-from completion.prompt import Beginning, Prompt
+from completion.prompt import Prompt, split_end
 from completion.vocabulary import Vocabulary
 
 SUFFIX_SHARE = 4  # the suffix gets one part in four of the context, and more where the prefix is short
@@ -18,21 +18,27 @@ def read_infill(
 ) -> Prompt:
     """Tokenize a prompt with a suffix: prefix word, prefix, suffix word, suffix, middle word.
 
+    The end of the prefix is written again, as part of the middle: a model asked to go on behind half a word, such as
+    `fl`, would rather begin the word anew.
+
     What has no room is left out at the far ends, whole lines of it where there are any, so that the model sees the
     lines around the cursor. `Prompt.dropped` counts tokens of the prefix alone.
     """
     markers = vocabulary.ids_of(words)
     start = vocabulary.start(language)
-    room = context - len(start) - len(markers) - min(max_new_tokens, context // 2)
-    before, after = vocabulary.encode(prefix), vocabulary.encode(suffix)
+    before, beginning = split_end(vocabulary, prefix, started=True)
+    again = len(beginning.text)  # bytes, at least as many as tokens
+    room = context - len(start) - len(markers) - min(max_new_tokens + again, context // 2)
+    after = vocabulary.encode(suffix)
     for_suffix = max(room // SUFFIX_SHARE, room - len(before))
     if len(after) > for_suffix:
         after = _encode_within(vocabulary, suffix, for_suffix, keep_end=False)
     whole = len(before)
     if len(before) > room - len(after):
-        before = _encode_within(vocabulary, prefix, room - len(after), keep_end=True)
+        kept = prefix.encode()[: len(prefix.encode()) - again].decode()
+        before = _encode_within(vocabulary, kept, room - len(after), keep_end=True)
     ids = [*start, markers[0], *before, markers[1], *after, markers[2]]
-    return Prompt(ids, Beginning(vocabulary), whole - len(before))
+    return Prompt(ids, beginning, whole - len(before))
 
 
 def _encode_within(vocabulary: Vocabulary, text: str, room: int, keep_end: bool) -> list[int]:

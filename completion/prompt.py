@@ -61,20 +61,28 @@ class Prompt:
 def read_prompt(vocabulary: Vocabulary, text: str, language: str, context: int, max_new_tokens: int) -> Prompt:
     """Tokenize a prompt. A long one keeps its end, with room for `max_new_tokens` or half of the context."""
     start = vocabulary.start(language)
-    ids = vocabulary.encode(text)
-    beginning = Beginning(vocabulary)
-    if ids and vocabulary.beginning_with(vocabulary.bytes_of(ids[-1])):  # else its tokens cannot be looked up
-        cuts = _cuts(vocabulary, text, ids)
-        kept = _certain(vocabulary, ids, cuts, bool(start))
-        outside = len(ids) - len(cuts[0])
-        again = b"".join(map(vocabulary.bytes_of, ids[kept:]))
-        ways = _ways(vocabulary, again, [cut[kept - outside :] for cut in cuts])
-        beginning = Beginning(vocabulary, again, tuple(ids[kept:]), ways)
-        ids = ids[:kept]
+    ids, beginning = split_end(vocabulary, text, bool(start))
     start = start or ([] if ids else vocabulary.lone_start())
     room = context - len(start) - min(max_new_tokens + len(beginning.text), context // 2)
     dropped = max(0, len(ids) - room)
     return Prompt(start + ids[dropped:], beginning, dropped, lacks_body(text, language))
+
+
+def split_end(vocabulary: Vocabulary, text: str, started: bool) -> tuple[list[int], Beginning]:
+    """The tokens of a text that stay whatever follows it, and its end, which is to be written again.
+
+    Args:
+        started: whether the model reads something before the text, so that none of its tokens has to stay.
+    """
+    ids = vocabulary.encode(text)
+    if not ids or not vocabulary.beginning_with(vocabulary.bytes_of(ids[-1])):  # its tokens cannot be looked up
+        return ids, Beginning(vocabulary)
+    cuts = _cuts(vocabulary, text, ids)
+    kept = _certain(vocabulary, ids, cuts, started)
+    outside = len(ids) - len(cuts[0])
+    again = b"".join(map(vocabulary.bytes_of, ids[kept:]))
+    ways = _ways(vocabulary, again, [cut[kept - outside :] for cut in cuts])
+    return ids[:kept], Beginning(vocabulary, again, tuple(ids[kept:]), ways)
 
 
 def _cuts(vocabulary: Vocabulary, text: str, ids: list[int]) -> list[list[int]]:

@@ -142,10 +142,12 @@ def test_a_suffix_stands_between_its_marker_words(fim_folder):
     engine = load_engine(str(fim_folder), "f16")
     vocabulary = engine.vocabulary
     before, after, middle = vocabulary.ids_of(vocabulary.fim_words)
-    prefix, suffix = "def f(a):\n    return a", "\n\n\nprint(f(1))\n"
-    ids = read_infill(vocabulary, vocabulary.fim_words, prefix, suffix, "python", 128, 9).ids
+    prefix, suffix = "def f(a):\n    retu", "\n\n\nprint(f(1))\n"
+    prompt = read_infill(vocabulary, vocabulary.fim_words, prefix, suffix, "python", 128, 9)
+    ids = prompt.ids
     assert ids[:2] == [vocabulary.start("python")[0], before]
-    assert ids[2 : ids.index(after)] == vocabulary.encode(prefix)
+    assert [*ids[2 : ids.index(after)], *prompt.beginning.exact] == vocabulary.encode(prefix)
+    assert prompt.beginning.text.strip() == b"retu"  # half a word, written again as part of the middle
     assert ids[ids.index(after) + 1 : -1] == vocabulary.encode(suffix)
     assert ids[-1] == middle
     assert not {before, after, middle} - vocabulary.end_ids  # which end a completion
@@ -159,7 +161,8 @@ def test_a_long_file_keeps_the_lines_around_the_cursor(fim_folder):
     _, after, _ = vocabulary.ids_of(vocabulary.fim_words)
     place = prompt.ids.index(after)
     text = [b"".join(map(vocabulary.bytes_of, part)).decode() for part in (prompt.ids[:place], prompt.ids[place:])]
-    assert "".join(lines).endswith(text[0]) and text[0].startswith("value_")  # whole lines
+    assert "".join(lines).endswith(text[0] + prompt.beginning.text.decode())
+    assert text[0].startswith("value_")  # whole lines
     assert "".join(lines).startswith(text[1]) and text[1].endswith("\n")
     assert len(text[0]) > 2 * len(text[1]) > 0
     assert len(prompt.ids) <= 128 - 16
