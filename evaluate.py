@@ -153,10 +153,10 @@ def evaluate_infill(flags: EvaluateFlags) -> None:
     from dataset.problems import split_sources
 
     dev_file = dataset_file(flags.dataset_name, "dev")
+    engine = load_engine(flags.model_path, flags.precision)
     meta = read_meta(dev_file.parent)
     held_out, _ = split_sources(meta, dev_file, load_tokenizer(meta["flags"]["tokenizer"]))
     spans = choose_spans([(file.path, read_source(file.file)) for file in held_out], int(flags.infill), flags.seed)
-    engine = load_engine(flags.model_path, flags.precision)
     results = {
         "with suffix": measure(engine, spans, use_suffix=True),
         "without": measure(engine, spans, use_suffix=False),

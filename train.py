@@ -121,7 +121,10 @@ def load_model(config: TrainConfig, run_folder: Path) -> "GPTSingleHead":
         if processes.is_main():
             recover_folder(last)
     if config.restore_training and last.is_dir():
-        return GPTSingleHead.load(last)
+        model = GPTSingleHead.load(last)
+        if config.fim_rate:  # which the run may not have had; the trainer says so
+            learn_fim_words(model)
+        return model
     if config.restore_training:
         runs = ", ".join(sorted(folder.parent.name for folder in ROOT.glob("model/*/last"))) or "none"
         logger.warning("%s: no saved state, so this run starts from its first step; with one there are: %s", last, runs)

@@ -170,6 +170,12 @@ def test_a_state_without_a_flag_that_is_newer_goes_on(command):
     assert '"step": 3' in (command("older", "--restore_training", "--max_steps", 3) / "last/state.json").read_text()
 
 
+def test_a_run_cannot_learn_to_fill_in_the_middle_half_way(command):
+    command("plain", "--restore_training")
+    with pytest.raises(InputError, match=r"was started with --fim_rate 0.0, not 0.5"):
+        command("plain", "--restore_training", "--fim_rate", 0.5)
+
+
 def test_a_disk_that_fails_in_the_end_is_said_in_one_line(command, monkeypatch):
     def fails(_descriptor):
         raise OSError(5, "Input/output error")
