@@ -3,10 +3,12 @@
 convert(Path("model/my_run/0_GPTSingleHead"), Path("model.gguf"), "q8_0")
 """
 
+import contextlib
 import functools
 import json
 import math
 import re
+import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import Literal
 import gguf
 import numpy as np
 
+from common.command import first_line
 from common.files import atomic_write
 from completion.gguf_architectures import Layout, describe_model
 from completion.gguf_errors import CannotConvert
@@ -63,18 +66,18 @@ def convert(folder: Path, output: Path, kind: Kind = "q8_0") -> Vocabulary:
     Raises:
         CannotConvert: llama.cpp is not certain to compute what transformers computes; says why.
     """
-    try:
+    with _foreign(folder / "config.json"):
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        raise CannotConvert("it has no readable config.json") from None
-    writer, layout = describe_model(config, lambda arch: gguf.GGUFWriter(None, arch))
-    vocabulary = add_vocabulary(writer, folder, config)
+        writer, layout = describe_model(config, lambda arch: gguf.GGUFWriter(None, arch))
+    with _foreign(folder / "tokenizer_config.json"):
+        vocabulary = add_vocabulary(writer, folder, config)
     writer.add_type(gguf.GGUFType.MODEL)
     writer.add_name(folder.resolve().name)
     writer.add_file_type(KINDS[kind][1])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    tensors = dict(_renamed(_stored(folder), layout))
-    stored_as = {name: _stored_as(name, tensor.shape, KINDS[kind][0]) for name, tensor in tensors.items()}
+    with _foreign(folder / "model.safetensors"):
+        tensors = dict(_renamed(_stored(folder), layout))
+        stored_as = {name: _stored_as(name, tensor.shape, KINDS[kind][0]) for name, tensor in tensors.items()}
     for name, tensor in tensors.items():
         size, block = gguf.GGML_QUANT_SIZES[stored_as[name]]
         writer.add_tensor_info(
@@ -92,6 +95,15 @@ def convert(folder: Path, output: Path, kind: Kind = "q8_0") -> Vocabulary:
                 gguf.quantize(chunk, stored_as[name]).tofile(file)
         writer.write_padding(file, file.tell())
     return vocabulary
+
+
+@contextlib.contextmanager
+def _foreign(file: Path) -> Iterator[None]:
+    """Turn what comes of a torn or edited file into CannotConvert; it may hold anything in any place."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError, struct.error) as error:
+        raise CannotConvert(f"its {file.name} is missing or damaged ({first_line(error)})") from None
 
 
 def _stored_as(name: str, shape: tuple[int, ...], wanted: gguf.GGMLQuantizationType) -> gguf.GGMLQuantizationType:

@@ -9,6 +9,7 @@ from typing import Any
 import gguf
 from gguf import GGUFWriter, TokenType
 
+from common.command import first_line
 from completion.gguf_errors import CannotConvert
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -64,9 +65,10 @@ def add_vocabulary(writer: GGUFWriter, folder: Path, config: dict[str, Any]) -> 
     """
     try:
         text = (folder / "tokenizer.json").read_text(encoding="utf-8")
-        tokenizer = json.loads(text)
-    except (FileNotFoundError, ValueError):
-        raise CannotConvert("it has no readable tokenizer.json") from None
+        before = _put_before(text)
+    except Exception as error:  # the Rust library raises bare Exceptions; it knows every key and kind of value
+        raise CannotConvert(f"it has no readable tokenizer.json ({first_line(error)})") from None
+    tokenizer = json.loads(text)
     model = tokenizer["model"]
     if model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
         raise CannotConvert("its tokenizer marks the parts of words")
@@ -80,7 +82,7 @@ def add_vocabulary(writer: GGUFWriter, folder: Path, config: dict[str, Any]) -> 
         raise CannotConvert(f"its tokenizer is {model['type']} with the decoder {'+'.join(decoders) or 'none'}")
     writer.add_token_list(tokens)
     writer.add_token_types(types)
-    _special_ids(writer, folder, config, tokens, _put_before(text))
+    _special_ids(writer, folder, config, tokens, before)
     return vocabulary
 
 

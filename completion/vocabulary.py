@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer
 
@@ -140,16 +141,17 @@ def read_settings(folder: Path) -> dict[str, dict]:
     return {file.name: read_json(file, dict, "take a complete copy of the model") for file in files}
 
 
-def _word(entry: str | dict | None) -> str:
-    """A token's name in tokenizer_config.json, which older files give as a dictionary."""
-    return (entry.get("content") if isinstance(entry, dict) else entry) or ""
+def _word(entry: Any) -> str:
+    """A token's name in tokenizer_config.json, which older files give as a dictionary; empty where it is none."""
+    entry = entry.get("content") if isinstance(entry, dict) else entry
+    return entry.encode(errors="replace").decode() if isinstance(entry, str) else ""  # no token holds half a character
 
 
 def _end_ids(tokenizer: Tokenizer, settings: dict[str, dict]) -> set[int]:
     ends: set[int] = set()
     for name in ("config.json", "generation_config.json"):
         eos = settings.get(name, {}).get("eos_token_id")
-        ends |= {eos} if isinstance(eos, int) else set(eos or ())
+        ends |= {id for id in (eos if isinstance(eos, list) else [eos]) if isinstance(id, int) and id >= 0}
     named = tokenizer.token_to_id(_word(settings.get("tokenizer_config.json", {}).get("eos_token")))
     return ends | ({named} if named is not None else set())
 

@@ -15,8 +15,10 @@ from conftest import ROOT
 from torch.utils.tensorboard import SummaryWriter
 
 import analysis
+import interact
 from common import files
 from common.command import InputError
+from completion import export_gguf
 from data import SrcCodeDataset
 from dataset import convert
 from model import GPTSingleHead
@@ -134,6 +136,14 @@ def load(command, place):
     GPTSingleHead.load(place / "model")
 
 
+def export(command, place):
+    export_gguf.main(["--model_path", str(place / "model"), "--output", str(place / "model.gguf")])
+
+
+def complete(command, place):
+    command(interact.main, "--model_path", place / "model", "--prompt", "x", "--max_length", 2)
+
+
 KINDS = {  # which file, what is done to it, the command that reads it
     "source": ("sources/a.py", torn, convert_with),
     "vocabulary": (
@@ -148,6 +158,10 @@ KINDS = {  # which file, what is done to it, the command that reads it
     "meta of rows": ("dataset/own/json/meta.json", edited, None),
     "model": ("model/config.json", edited, load),
     "model's lengths": ("model/gpt_sh_config.json", edited, load),
+    "exported tokenizer": ("model/tokenizer.json", edited, export),
+    "exported settings": ("model/config.json", edited, export),
+    "completing tokenizer": ("model/tokenizer.json", edited, complete),
+    "completing settings": ("model/tokenizer_config.json", edited, complete),
     "model's tokenizer": ("model/tokenizer_config.json", edited, load),
 }
 
