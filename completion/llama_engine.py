@@ -44,6 +44,9 @@ class LlamaEngine:
     """
 
     def __init__(self, folder: Path, kind: str = "q8_0"):
+        # What is right for torch's threads (`run_command`) is not for llama.cpp's, which meet hundreds of times a token:
+        # asleep in between, they took twice as long.
+        os.environ.pop("OMP_WAIT_POLICY", None)
         import xllamacpp
 
         self._library = xllamacpp
