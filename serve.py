@@ -99,20 +99,20 @@ def start(flags: ServeFlags, key: str):
     from common.model_files import find_pretrained, newest_run
     from completion.gguf_cache import converted
     from completion.gguf_errors import CannotConvert
+    from completion.llama_engine import load_library
     from completion.vocabulary import Vocabulary, read_settings
 
     path = flags.model_path or newest_run()
     folder = find_pretrained(path)
     try:
-        import xllamacpp
-
+        library = load_library()
         file = converted(folder, flags.type)
     except ImportError:
         raise InputError("serve.py needs xllamacpp: pip install xllamacpp") from None
     except CannotConvert as error:
         raise InputError(f"{folder}: llama.cpp cannot run it: {error}") from None
     address = f"http://{f'[{flags.host}]' if ':' in flags.host else flags.host}:{flags.port}"
-    params = xllamacpp.CommonParams()
+    params = library.CommonParams()
     params.model.path, params.model_alias = str(file), {Path(path).name}
     params.hostnames, params.port, params.api_keys = [flags.host], flags.port, [key] if key else []
     # Pages of other origins get no answer that their browser would show them.
@@ -126,7 +126,7 @@ def start(flags: ServeFlags, key: str):
     params.n_cache_reuse = 32  # an editor's next request has lost some lines of the last one's beginning
     params.cache_ram_mib = 0  # else prompts of earlier requests are kept, up to 8 GiB of them
     params.verbosity = 0
-    server = xllamacpp.Server(params)
+    server = library.Server(params)
     print(usage(path, address, bool(key), Vocabulary.load(folder).fim_words is not None), flush=True)
     return server
 

@@ -44,12 +44,7 @@ class LlamaEngine:
     """
 
     def __init__(self, folder: Path, kind: str = "q8_0"):
-        # What is right for torch's threads (`run_command`) is not for llama.cpp's, which meet hundreds of times a token:
-        # asleep in between, they took twice as long.
-        os.environ.pop("OMP_WAIT_POLICY", None)
-        import xllamacpp
-
-        self._library = xllamacpp
+        self._library = load_library()
         self.name = f"llama.cpp, {kind.upper()}"
         self._file = converted(folder, kind)
         self.vocabulary = Vocabulary.load(folder)
@@ -218,6 +213,18 @@ class LlamaEngine:
         params.cache_ram_mib = params.verbosity = params.n_gpu_layers = 0
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = self._threads
         self._server = start_unreachable(self._library.Server, params)
+
+
+def load_library():
+    """xllamacpp, whose threads wait for each other awake.
+
+    Asleep in between, as is right for torch's (`run_command`), they took twice as long: they meet hundreds of times a
+    token.
+    """
+    os.environ.pop("OMP_WAIT_POLICY", None)
+    import xllamacpp
+
+    return xllamacpp
 
 
 ANY = r"[\x00-\U0010FFFF]*"
