@@ -83,6 +83,9 @@ corpus/installed: pretrained/corpus.txt $(INSTALLED)
 	find corpus -type d '(' -name tests -o -name test ')' -prune -exec rm -r {} +
 	touch $@
 
+save_tiny = $(BIN)/python -c "import torch; from model import GPTSingleHead; \
+	GPTSingleHead.load('model/$(1)').to(torch.bfloat16).save('pretrained/tiny')"
+
 tiny: corpus/installed ## train pretrained/tiny again from nothing (0.7 GB of packages; hours without a GPU)
 	$(BIN)/python dataset/vocabulary.py --source corpus --vocab_size 8189 --output pretrained/tiny
 	$(BIN)/python dataset/convert.py --source corpus --tokenizer tiny --dataset_name base_corpus \
@@ -90,13 +93,11 @@ tiny: corpus/installed ## train pretrained/tiny again from nothing (0.7 GB of pa
 	$(BIN)/python train.py --model_select tiny --from_scratch --dataset_name base_corpus --run_name tiny_base \
 		--max_seq_length 512 --per_gpu_train_batch_size 8 --max_steps 4600 --lr 2e-3 --scheduler warmupcosine \
 		--warmup_ratio 0.03 --weight_decay 0.1 --evaluation_steps 400 --precision bf16 --compile on
-	$(BIN)/python -c "import torch; from model import GPTSingleHead; \
-		GPTSingleHead.load('model/tiny_base').to(torch.bfloat16).save('pretrained/tiny')"
+	$(call save_tiny,tiny_base)
 	$(BIN)/python train.py --model_select tiny --dataset_name base_corpus --run_name tiny_more \
 		--max_seq_length 512 --per_gpu_train_batch_size 8 --max_steps 1400 --lr 1e-3 --warmup_ratio 0.03 --weight_decay 0.1 \
 		--evaluation_steps 200 --dev_windows 100
-	$(BIN)/python -c "import torch; from model import GPTSingleHead; \
-		GPTSingleHead.load('model/tiny_more').to(torch.bfloat16).save('pretrained/tiny')"
+	$(call save_tiny,tiny_more)
 
 clean: ## delete the environment and caches; data sets and trained models stay
 	rm -rf $(VENV) .cache .pytest_cache .ruff_cache

@@ -100,7 +100,7 @@ def start(flags: ServeFlags, key: str):
     from completion.gguf_cache import converted
     from completion.gguf_errors import CannotConvert
     from completion.llama_engine import load_library
-    from completion.vocabulary import Vocabulary, read_settings
+    from completion.vocabulary import Vocabulary, context_length
 
     path = flags.model_path or newest_run()
     folder = find_pretrained(path)
@@ -119,9 +119,8 @@ def start(flags: ServeFlags, key: str):
     params.cors_origins, params.cors_credentials = address, False
     params.ui = params.endpoint_slots = params.warmup = params.fit_params = False
     params.n_ctx, params.n_parallel, params.kv_unified = flags.context, 4, True
-    config = read_settings(folder)["config.json"]
     # Of a longer file /infill takes n_batch tokens around the cursor, and of other files what leaves n_predict twice.
-    context = min(flags.context, config.get("max_position_embeddings") or config["n_positions"])
+    context = min(flags.context, context_length(folder))
     params.n_batch, params.n_predict = min(2048, context // 2), context // 8
     params.n_cache_reuse = 32  # an editor's next request has lost some lines of the last one's beginning
     params.cache_ram_mib = 0  # else prompts of earlier requests are kept, up to 8 GiB of them

@@ -162,9 +162,9 @@ class _Candidate:
         self._decoded += self._characters.decode(content)  # nothing while a character is incomplete
         safe, done = self._rule(self._decoded)
         straight, circles = before_circle(self._decoded) if self._options.stop != "none" else (safe, False)
-        self.text = self._decoded[: max(len(self.text), min(safe, straight))]
+        self.text = self._decoded[: safe if done else max(len(self.text), min(safe, straight))]
         if done:
-            self.text, self.stop_reason = self._decoded[:safe], self._options.stop
+            self.stop_reason = self._options.stop
         elif circles:
             self.stop_reason = "loop"
         elif len(self._tokens) == self._options.max_new_tokens:

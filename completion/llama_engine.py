@@ -20,7 +20,7 @@ from completion.engine import Step
 from completion.gguf_cache import converted
 from completion.prompt import Beginning, Prompt
 from completion.settings import Settings
-from completion.vocabulary import Vocabulary, decodable, read_settings
+from completion.vocabulary import Vocabulary, context_length, decodable
 
 SEQUENCES = 8  # that decode together at most, unless one prompt has more candidates
 ROOM = 1024  # tokens of context at least, so that a conversation need not begin anew at every prompt
@@ -48,8 +48,7 @@ class LlamaEngine:
         self.name = f"llama.cpp, {kind.upper()}"
         self._file = converted(folder, kind)
         self.vocabulary = Vocabulary.load(folder)
-        config = read_settings(folder).get("config.json", {})
-        self.context_length = config.get("max_position_embeddings") or config["n_positions"]
+        self.context_length = context_length(folder)
         self._threads = 1 if self._file.stat().st_size < SMALL else free_cores()
         self._server, self._sequences, self._room = None, 0, 0
 

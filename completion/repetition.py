@@ -19,12 +19,12 @@ def before_circle(text: str) -> tuple[int, bool]:
             starts.append(place + line.index(stripped[0]))
             lines.append(line)
         place += len(line) + 1
-    held = len(text.rstrip())
+    held, is_open = len(text.rstrip()), not text.endswith("\n")
     for period in range(1, LINES + 1):
-        again = _lines_again(lines, period, not text.endswith("\n"))
+        again = _lines_again(lines, period, is_open)
         if again:
             held = min(held, len(text[: starts[-again]].rstrip()))
-        if again >= (TIMES - 1) * period + (not text.endswith("\n")):
+        if again >= (TIMES - 1) * period + is_open:
             return held, True
     return held, bool(lines) and _repeats_a_piece(lines[-1])
 

@@ -141,6 +141,12 @@ def read_settings(folder: Path) -> dict[str, dict]:
     return {file.name: read_json(file, dict, "take a complete copy of the model") for file in files}
 
 
+def context_length(folder: Path) -> int:
+    """The most tokens that the saved model has positions for."""
+    config = read_settings(folder)["config.json"]
+    return config.get("max_position_embeddings") or config["n_positions"]
+
+
 def _word(entry: Any) -> str:
     """A token's name in tokenizer_config.json, which older files give as a dictionary; empty where it is none."""
     entry = entry.get("content") if isinstance(entry, dict) else entry

@@ -90,6 +90,18 @@ def base(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def with_dropout(project, base) -> Path:
+    """A base model whose steps draw random numbers, which a restart has to get right."""
+    folder = project.folder / "with_dropout"
+    folder.mkdir()
+    for file in base.iterdir():
+        folder.joinpath(file.name).write_bytes(file.read_bytes())
+    config = json.loads((folder / "config.json").read_text()) | {"resid_pdrop": 0.1, "embd_pdrop": 0.1}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
 @pytest.fixture
 def model(base):
     import torch

@@ -246,9 +246,9 @@ def test_greedy_text_is_that_of_generate(folder, cache):
     check_greedy(folder, Path(textwrap.__file__).read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize(("name", "make"), [("llama", "sentence_piece"), ("gpt_neox", "byte_level")])
+@pytest.mark.parametrize(("name", "make"), [("llama", sentence_piece), ("gpt_neox", byte_level)])
 def test_greedy_text_of_small_models_is_that_of_generate(name, make, cache, tmp_path):
-    tokenizer = globals()[make]()
+    tokenizer = make()
     model = save_model(tmp_path / "model", MODELS[name], tokenizer, rows=640)
     text = Path(textwrap.__file__).read_text(encoding="utf-8")
     ids = torch.tensor(tokenizer.encode(text, add_special_tokens=False).ids[:4096]).view(-1, 64)

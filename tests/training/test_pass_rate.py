@@ -6,8 +6,7 @@ import signal
 import pytest
 import torch
 from conftest import scalars
-from safetensors.torch import load_file
-from test_restart import end, start_and_wait
+from test_restart import assert_same_weights, end, start_and_wait
 
 FLAGS = ["--max_steps", 12, "--evaluation_steps", 4, "--logging_steps", 2, "--max_seq_length", 64, "--lr", 1e-3]
 PROBLEM = {
@@ -31,18 +30,6 @@ def problems(tmp_path_factory):
     return path
 
 
-@pytest.fixture(scope="module")
-def with_dropout(project, base):
-    """A base model whose steps draw random numbers."""
-    folder = project.folder / "pass_rate_base"
-    folder.mkdir()
-    for file in base.iterdir():
-        folder.joinpath(file.name).write_bytes(file.read_bytes())
-    config = json.loads((folder / "config.json").read_text()) | {"resid_pdrop": 0.1, "embd_pdrop": 0.1}
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder
-
-
 def command(base, run_name, *flags):
     return ["train.py", "--model_select", base, "--from_scratch", "--run_name", run_name, *FLAGS, *flags]
 
@@ -52,12 +39,6 @@ def followed(project, with_dropout, problems):
     flags = ("--problems", problems, "--allow_weak_sandbox")
     done = project.run(*command(with_dropout, "followed", *flags))
     return project.folder / "model" / "followed", done.stderr
-
-
-def assert_same_weights(run, other):
-    for file in ("last/model", "last/optimizer", "0_GPTSingleHead/model"):
-        expected, got = (load_file(folder / f"{file}.safetensors") for folder in (run, other))
-        assert all(torch.equal(expected[name], got[name]) for name in expected | got), file
 
 
 def test_pass_at_1_is_logged_and_reported(followed):

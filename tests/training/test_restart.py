@@ -20,18 +20,6 @@ from safetensors.torch import load_file
 FLAGS = ["--max_steps", 40, "--evaluation_steps", 5, "--logging_steps", 2, "--max_seq_length", 64, "--lr", 1e-3]
 
 
-@pytest.fixture(scope="module")
-def with_dropout(project, base):
-    """A base model whose steps draw random numbers, which a restart has to get right."""
-    folder = project.folder / "with_dropout"
-    folder.mkdir()
-    for file in base.iterdir():
-        folder.joinpath(file.name).write_bytes(file.read_bytes())
-    config = json.loads((folder / "config.json").read_text()) | {"resid_pdrop": 0.1, "embd_pdrop": 0.1}
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder
-
-
 def train_command(base, run_name):
     return ["train.py", "--model_select", base, "--from_scratch", "--run_name", run_name, *FLAGS]
 
@@ -70,11 +58,15 @@ def end(process, number, delay):
     return process.returncode, output
 
 
-def assert_same_run(expected_run, run, hint):
+def assert_same_weights(expected_run, run, hint=""):
     for file in ("last/model", "last/optimizer", "0_GPTSingleHead/model"):
         expected, got = (load_file(folder / f"{file}.safetensors") for folder in (expected_run, run))
         assert expected.keys() == got.keys()
         assert all(torch.equal(expected[name], got[name]) for name in expected), (file, hint)
+
+
+def assert_same_run(expected_run, run, hint):
+    assert_same_weights(expected_run, run, hint)
     curves, expected_curves = scalars(run), scalars(expected_run)
     for name in expected_curves.keys() - {"tokens_per_second", "tflops"}:
         assert curves[name] == expected_curves[name], (name, hint)
