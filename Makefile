@@ -32,7 +32,7 @@ demo: $(INSTALLED) ## fine-tune the embedded model on Python's own library and c
 	@echo; echo "4. Measure it again, on the same windows: perplexity and bits per byte should be lower."
 	$(BIN)/python evaluate.py --model_path model/demo --dataset_name stdlib --dev_windows 200
 	@echo; echo "5. Complete a function with it."
-	$(BIN)/python interact.py --model_path model/demo --prompt 'def __init__(self, name, value=None):'
+	$(BIN)/python interact.py --model_path model/demo --temperature 0 --prompt 'def __init__(self, name):'
 	@echo; echo "6. Draw its curves."
 	$(BIN)/python analysis.py runs model/demo
 	@echo
