@@ -3,21 +3,16 @@
 python -m benchmarks.completion_speed --model_path tiny
 """
 
+import multiprocessing
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from transformers import GenerationConfig
-
 from common.command import Flags, flag, parse_flags, run_command
 from common.model_files import find_pretrained
-from completion.complete import complete
-from completion.llama_engine import LlamaEngine
-from completion.load_engine import load_engine
-from model import GPTSingleHead
 
 SOURCE = "import os\n\n\ndef read_lines(path, encoding='utf-8'):\n    with open(path, encoding=encoding) as file:\n"
 NEW_TOKENS, QUICK_TOKENS, SEVERAL = 48, 8, 5
@@ -38,22 +33,18 @@ def time_completion(folder: Path, repeats: int, new: int) -> list[dict]:
     """Median milliseconds a token of contenders that take turns; for five candidates, of all five together.
 
     `generate` and raw llama.cpp take the likeliest token; ours also heals the prompt's end, samples, reads and scores.
+    PyTorch has a process of its own: interact.py does not load it, and its threads would slow those of llama.cpp.
     """
-    engine = load_engine(str(folder))
-    runs: dict[str, Callable[[], int]] = {}
-    model = GPTSingleHead.load(folder).eval()
-    ids = [*model.start_ids("python"), *model.tokenize(SOURCE)]
-    runs["generate, float32"] = lambda: _generate(model, ids, new)
-    for candidates, words in ((1, ""), (SEVERAL, ", five candidates")):
-        if isinstance(engine, LlamaEngine):
-            runs[f"raw llama.cpp{words}"] = lambda n=candidates: _raw(engine, ids, n, new)
-        runs[f"ours{words}"] = lambda n=candidates: _ours(engine, n, new)
-    seconds = {name: [] for name in runs}
-    for turn in range(repeats + 1):  # the first warms up
-        for name, run in runs.items():
-            began = time.perf_counter()
-            tokens = run()
-            seconds[name] += [(time.perf_counter() - began) / tokens] * (turn > 0)
+    seconds: dict[str, list[float]] = {}
+    processes = multiprocessing.get_context("spawn")
+    with (
+        ProcessPoolExecutor(1, processes, _prepare, (_in_pytorch, folder, new)) as pytorch,
+        ProcessPoolExecutor(1, processes, _prepare, (_in_engine, folder, new)) as engine,
+    ):
+        for turn in range(repeats + 1):  # the first warms up
+            for process in (pytorch, engine):
+                for name, value in process.submit(_turn).result().items():
+                    seconds.setdefault(name, []).extend([value] * (turn > 0))
     medians = {name: 1000 * statistics.median(values) for name, values in seconds.items()}
     first = next(iter(medians.values()))
     return [
@@ -68,22 +59,65 @@ def completion_table(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def _generate(model: GPTSingleHead, ids: list[int], new: int) -> int:
+_runs: dict[str, Callable[[], int]] = {}  # of this process: each generates, and says how many tokens
+
+
+def _prepare(make: Callable[[Path, int], dict[str, Callable[[], int]]], folder: Path, new: int) -> None:
+    _runs.update(make(folder, new))
+
+
+def _turn() -> dict[str, float]:
+    """Seconds a token of each contender in this process."""
+    found = {}
+    for name, run in _runs.items():
+        began = time.perf_counter()
+        tokens = run()
+        found[name] = (time.perf_counter() - began) / tokens
+    return found
+
+
+def _in_pytorch(folder: Path, new: int) -> dict[str, Callable[[], int]]:
+    import torch
+    from transformers import GenerationConfig
+
+    from model import GPTSingleHead
+
+    model = GPTSingleHead.load(folder).eval()
+    ids = torch.tensor([[*model.start_ids("python"), *model.tokenize(SOURCE)]])
     config = GenerationConfig(max_new_tokens=new, do_sample=False, pad_token_id=0)  # without a token that ends the text
-    model.gpt.generate(torch.tensor([ids], device=model.device), generation_config=config)
-    return new
+
+    def generate() -> int:
+        model.gpt.generate(ids, generation_config=config)
+        return new
+
+    return {"generate, float32": generate}
 
 
-def _raw(engine: LlamaEngine, ids: list[int], candidates: int, new: int) -> int:
-    request = {"prompt": ids, "n_predict": new, "temperature": 0.0, "ignore_eos": True, "n": candidates}
-    engine.answer(request, candidates)
-    return new
+def _in_engine(folder: Path, new: int) -> dict[str, Callable[[], int]]:
+    from completion.complete import complete
+    from completion.llama_engine import LlamaEngine
+    from completion.load_engine import load_engine
 
+    engine = load_engine(str(folder))
+    ids = [*engine.vocabulary.start("python"), *engine.vocabulary.encode(SOURCE)]
 
-def _ours(engine, candidates: int, new: int) -> int:
-    settings = {"stop": "none", "max_new_tokens": new, "num_return_sequences": candidates, "seed": 0}
-    found = complete(engine, SOURCE, temperature=0.2, on_text=len, **settings)
-    return max(len(completion.tokens) for completion in found) or 1
+    def raw(candidates: int) -> int:
+        engine.answer(
+            {"prompt": ids, "n_predict": new, "temperature": 0.0, "ignore_eos": True, "n": candidates}, candidates
+        )
+        return new
+
+    def ours(candidates: int) -> int:
+        settings = {"stop": "none", "max_new_tokens": new, "num_return_sequences": candidates, "seed": 0}
+        found = complete(engine, SOURCE, temperature=0.2, on_text=len, **settings)
+        return max(len(completion.tokens) for completion in found) or 1
+
+    runs: dict[str, Callable[[], int]] = {}
+    for candidates, words in ((1, ""), (SEVERAL, ", five candidates")):
+        if isinstance(engine, LlamaEngine):
+            runs[f"raw llama.cpp{words}"] = lambda n=candidates: raw(n)
+        runs[f"ours{words}"] = lambda n=candidates: ours(n)
+    return runs
 
 
 if __name__ == "__main__":

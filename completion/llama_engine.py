@@ -24,6 +24,9 @@ from completion.vocabulary import Vocabulary, context_length, decodable
 
 SEQUENCES = 8  # that decode together at most, unless one prompt has more candidates
 ROOM = 1024  # tokens of context at least, so that a conversation need not begin anew at every prompt
+# Tokens this much less likely than the likeliest are not sorted for top_p, which would cost as much as a small model's
+# layers. Of a vocabulary of 150,000 they are together at most 1 % of the probability, and never so many.
+NEGLIGIBLE = 1e-7
 CONSIDERED = 256  # likeliest tokens among which one that spells the prompt's end is looked for
 # A prompt of more tokens than this is not read twice, once for the greedy candidate and once for the others: it is
 # decoded in turn instead, which costs less.
@@ -110,10 +113,10 @@ class LlamaEngine:
         request |= {
             "n_predict": min(most, self.context_length - len(prompt.ids)),
             "n_probs": 1,
-            "samplers": ["penalties", "temperature", "top_k", "top_p"],
+            "samplers": ["penalties", "temperature", "min_p", "top_k", "top_p"],
+            "min_p": NEGLIGIBLE,
             "top_k": options.top_k,
             "top_p": options.top_p,
-            "min_p": 0.0,
             "repeat_penalty": options.repetition_penalty,
             "repeat_last_n": self.context_length,
             "seed": seed_of(options.seed, numbers[0]),
