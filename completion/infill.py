@@ -18,6 +18,9 @@ def read_infill(
 ) -> Prompt:
     """Tokenize a prompt with a suffix: prefix word, prefix, suffix word, suffix, middle word.
 
+    A model trained here knows a second order too (training/fim.py), and is asked in that one: prefix word, suffix word,
+    suffix, middle word, prefix, which the middle follows as in any text.
+
     The end of the prefix is written again, as part of the middle: a model asked to go on behind half a word, such as
     `fl`, would rather begin the word anew.
 
@@ -37,7 +40,11 @@ def read_infill(
     if len(before) > room - len(after):
         kept = prefix.encode()[: len(prefix.encode()) - again].decode()
         before = _encode_within(vocabulary, kept, room - len(after), keep_end=True)
-    ids = [*start, markers[0], *before, markers[1], *after, markers[2]]
+    opening, behind, middle = ([marker] for marker in markers)
+    if vocabulary.suffix_first:
+        ids = [*start, *opening, *behind, *after, *middle, *before]
+    else:
+        ids = [*start, *opening, *before, *behind, *after, *middle]
     return Prompt(ids, beginning, whole - len(before))
 
 

@@ -34,6 +34,7 @@ class Vocabulary:
         self._added = tokenizer.get_added_tokens_decoder()
         self._spelling = _Spelling.of(tokenizer, name)
         ours = settings.get("gpt_sh_config.json", {})
+        self.suffix_first = bool(ours.get("fim_rate"))  # whether the model has learned to infill from train.py
         self._lower_case = ours.get("do_lower_case", False)
         words = [f"<{language}>" for language in LANGUAGES]
         self._control = {word: id for word in words if (id := tokenizer.token_to_id(word)) is not None}

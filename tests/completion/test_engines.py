@@ -151,6 +151,11 @@ def test_a_suffix_stands_between_its_marker_words(fim_folder):
     assert ids[ids.index(after) + 1 : -1] == vocabulary.encode(suffix)
     assert ids[-1] == middle
     assert not {before, after, middle} - vocabulary.end_ids  # which end a completion
+    vocabulary.suffix_first = True  # as of a model trained here: what is filled in follows its prefix
+    turned = read_infill(vocabulary, vocabulary.fim_words, prefix, suffix, "python", 128, 9)
+    kept = ids[2 : ids.index(after)]
+    assert turned.ids == [*ids[:2], after, *vocabulary.encode(suffix), middle, *kept]
+    assert turned.beginning == prompt.beginning
     assert complete(engine, prefix, suffix=suffix, max_new_tokens=9, temperature=1.0, stop="none", seed=1)
 
 

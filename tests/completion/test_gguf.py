@@ -357,14 +357,14 @@ def test_special_tokens(gpt2_tokenizer, tmp_path):
     found = metadata(tmp_path / "model.gguf")
     ids = {name.split(".")[2]: value for name, value in found.items() if name.endswith("token_id")}
     assert ids == {
-        "bos_token_id": 0,
+        "bos_token_id": 2,  # <python>, as every text began in training
         "eos_token_id": 0,
         "padding_token_id": 1,
         "fim_pre_token_id": 4,
         "fim_suf_token_id": 5,
         "fim_mid_token_id": 6,
     }
-    assert found["tokenizer.ggml.add_bos_token"] is False
+    assert found["tokenizer.ggml.add_bos_token"] is True
     tokens, types = found["tokenizer.ggml.tokens"], found["tokenizer.ggml.token_type"]
     assert tokens[:7] == WORDS
     assert types[:7] == [gguf.TokenType.CONTROL] * 7
