@@ -12,12 +12,13 @@ from completion.complete import complete
 from completion.engine import Engine
 
 KINDS = ("rest of a line", "lines of a block", "any characters")
+LINES_BEFORE, LINES_BEHIND = 48, 16  # of the cursor: what an editor sends, and any model has room for
 LONGEST = 400  # characters of a span; a longer one is nobody's next edit
 
 
 @dataclass(frozen=True)
 class Span:
-    """A piece taken out of a file: the text is prefix + middle + suffix."""
+    """A piece taken out of a file, and the lines around it: the text there is prefix + middle + suffix."""
 
     kind: str
     path: str
@@ -41,7 +42,9 @@ def choose_spans(sources: Sequence[tuple[str, str]], each: int, seed: int = 0) -
             path, text = rng.choice(sources)
             places = _place(kind, text, rng)
             if places and (middle := text[slice(*places)]).strip() and len(middle) <= LONGEST:
-                spans.append(Span(kind, path, text[: places[0]], middle, text[places[1] :]))
+                prefix = text[: places[0]].splitlines(keepends=True)[-LINES_BEFORE:]
+                suffix = text[places[1] :].splitlines(keepends=True)[:LINES_BEHIND]
+                spans.append(Span(kind, path, "".join(prefix), middle, "".join(suffix)))
                 found += 1
             if found == each:
                 break
