@@ -1,7 +1,7 @@
 """Draw a conversation with interact.py as an SVG picture of the terminal.
 
 pip install pexpect pyte rich
-python docs/record_terminal.py --model_path models/SmolLM2-135M-Instruct --temperature 0.2 --seed 1
+python docs/record_terminal.py --model_path models/Qwen2.5-Coder-0.5B-Instruct --temperature 0.6 --seed 1
 
 The real program runs in a pseudo-terminal; an emulator keeps its screen, with colours. The same model and seed give
 the same picture.
@@ -21,7 +21,7 @@ from rich.style import Style
 from rich.text import Text
 
 ROOT = Path(__file__).resolve().parent.parent
-COLUMNS, ROWS = 92, 60
+COLUMNS, ROWS = 100, 60
 FONT = "ui-monospace, SFMono-Regular, Menlo, Consolas, 'DejaVu Sans Mono', monospace"
 # What is typed, and the text that shows that the answer is complete.
 SESSION = [
