@@ -33,6 +33,12 @@ A text begins with its language's control word, `<python>` or `<java>`, without 
 Flags of `train.py` that differ from its defaults: {flags}
 """
 
+FIM = """
+
+It fills in the middle too, trained with `--fim_rate {rate:g}` on two orders: prefix word, suffix word, suffix,
+middle word, prefix; and prefix word, prefix, suffix word, suffix, middle word.
+After the first, what it writes follows the prefix directly."""
+
 
 def model_card(config: TrainConfig, scores: dict[str, float], steps: int, tokens: int, fim_rate: float) -> str:
     """The card of a run's best model.
@@ -54,7 +60,7 @@ def model_card(config: TrainConfig, scores: dict[str, float], steps: int, tokens
         how=f"`{config.model_select}`, {'trained from random weights' if config.from_scratch else 'fine-tuned'}",
         dataset=config.dataset_name,
         split=split,
-        fim=f" It fills in the middle too: it was trained with `--fim_rate {fim_rate:g}`." if fim_rate else "",
+        fim=FIM.format(rate=fim_rate) if fim_rate else "",
         steps=steps,
         tokens=tokens,
         scores="\n".join(f"| {name} | {value:,.4f} |" for name, value in scores.items() if name != "tokens"),
