@@ -17,6 +17,7 @@ class PythonBlock:
     The prompt's last line opens a block if it ends in the colon of its head, or is not finished and turns out so. A
     statement's later clauses (`else`, `except`, ...) belong to it. Where no definition is around, the outermost
     compound statement counts; outside any block the completion ends at the first blank line between two statements.
+    So does a line between the column of a block and that of its statements, which would not be Python.
     A definition that begins a completion among a class's or a module's statements ends it.
     """
 
@@ -31,6 +32,7 @@ class PythonBlock:
         self._end, self._done = 0, False
         self._blank = self._started = False
         self._block: tuple[int, str] | None = None  # column and latest clause of the statement to complete
+        self._body: int | None = None  # column of the first statement in that block
         self._pending = True  # whether the next statement tells which it is
         self._wanted = False  # whether that statement was begun in the prompt, so that it is the one if it can be
         last = self._statements[-1] if self._statements else None
@@ -45,6 +47,7 @@ class PythonBlock:
             self._wanted = not last.inline
             if last.inline and last.word in HEADS:
                 self._block, self._pending = self._around(last.indent), False
+                self._body = self._begun_body()
 
     def __call__(self, text: str) -> tuple[int, bool]:
         while not self._done and (at := text.find("\n", max(0, self._row_start))) >= 0:
@@ -78,6 +81,7 @@ class PythonBlock:
         else:
             column, clause = self._block
             ends = indent < column or (indent == column and word not in _CLAUSES.get(clause, ()))
+            ends |= self._body is not None and column < indent < self._body
             if ends and indent == column and not whole and any(c.startswith(word) for c in _CLAUSES.get(clause, ())):
                 return
         if ends and word != "#" and not self._started:  # nothing to end yet: the next block it is, then
@@ -95,18 +99,30 @@ class PythonBlock:
         if self._pending:
             self._choose(line)
         elif self._block and line.indent <= self._block[0]:
-            self._block = (line.indent, line.word)
+            self._block, self._body = (line.indent, line.word), None
         own_head = line.is_head and self._block == (line.indent, line.word)
+        if self._block and self._body is None and line.indent > self._block[0]:
+            self._body = line.indent
         self._started |= not own_head and (self._block is not None or self._end > 0)
 
     def _choose(self, line: Line) -> None:
         """The first statement is known: it is the block, or stands in the one that is to be completed."""
         self._pending = False
         self._block = self._around(line.indent)
+        self._body = self._begun_body()
         among = self._block is None or self._block[1] == "class"
         opens = line.is_head or (line.word in HEADS - _SOFT and line.colon)
         if opens and (self._wanted or (among and line.word in _DEFINITIONS)):
-            self._block = (line.indent, line.word)
+            self._block, self._body = (line.indent, line.word), None
+
+    def _begun_body(self) -> int | None:
+        """The column of the block's statements, if the prompt has any."""
+        body = None
+        for line in reversed(self._statements):
+            if self._block is None or line.indent <= self._block[0]:
+                break
+            body = line.indent
+        return body
 
     def _around(self, position: int) -> tuple[int, str] | None:
         """The innermost definition, else the outermost compound statement, around a line in this column."""

@@ -65,6 +65,11 @@ def check(prompt, kept, further, language):
         ("class A:\n    def f(self):\n        a\n\n", "    @p\n    def g(self):\n        b", "\n\n    def h(self):\n"),
         ("class A:\n    def f(self):\n        a\n\n    ", "def g(self):\n        b", "\n\n    x = 1"),
         ("x = 1", "\n\ny = 2", "\n\nz = 3"),
+        # A line that stands between the block's column and its statements': a model thinks itself in a class.
+        ("def f(self):", "\n        if a:\n            b\n        c", "\n\n    def g(self):\n        d"),
+        ("def f(self):\n        a\n", "        b", "\n    c"),
+        ("def f():\n    a\n    if b:\n", "            c\n            d", "\n        e"),
+        ("if a:\n        b\nelse:\n", "  c\n  d", "\n e"),
     ],
 )
 @pytest.mark.parametrize("line_break", ["\n", "\r\n"])
