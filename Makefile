@@ -28,11 +28,12 @@ demo: $(INSTALLED) ## fine-tune the embedded model on Python's own library and c
 	$(BIN)/python evaluate.py --model_path tiny --dataset_name stdlib --dev_windows 200
 	@echo; echo "3. Fine-tune it."
 	$(BIN)/python train.py --model_select tiny --dataset_name stdlib --run_name demo --overwrite \
-		--max_steps 100 --per_gpu_train_batch_size 8 --lr 5e-4 --evaluation_steps 50 --dev_windows 128
+		--max_steps 100 --per_gpu_train_batch_size 8 --lr 5e-4 --fim_rate 0.5 --evaluation_steps 50 --dev_windows 128
 	@echo; echo "4. Measure it again, on the same windows: perplexity and bits per byte should be lower."
 	$(BIN)/python evaluate.py --model_path model/demo --dataset_name stdlib --dev_windows 200
-	@echo; echo "5. Complete a function with it."
+	@echo; echo "5. Complete a function with it; then fill in what stands between two pieces of code."
 	$(BIN)/python interact.py --model_path model/demo --temperature 0 --prompt 'def __init__(self, name):'
+	$(BIN)/python interact.py --model_path model/demo --temperature 0 --prompt "if isinstance(value, " --suffix "):"
 	@echo; echo "6. Draw its curves."
 	$(BIN)/python analysis.py runs model/demo
 	@echo
@@ -98,6 +99,10 @@ tiny: corpus/installed ## train pretrained/tiny again from nothing (0.7 GB of pa
 		--max_seq_length 512 --per_gpu_train_batch_size 8 --max_steps 1400 --lr 1e-3 --warmup_ratio 0.03 --weight_decay 0.1 \
 		--evaluation_steps 200 --dev_windows 100
 	$(call save_tiny,tiny_more)
+	$(BIN)/python train.py --model_select tiny --dataset_name base_corpus --run_name tiny_fim --fim_rate 0.5 --seed 2 \
+		--max_seq_length 512 --per_gpu_train_batch_size 8 --max_steps 2000 --lr 1e-3 --warmup_ratio 0.03 --weight_decay 0.1 \
+		--evaluation_steps 200 --dev_windows 100
+	$(call save_tiny,tiny_fim)
 
 clean: ## delete the environment and caches; data sets and trained models stay
 	rm -rf $(VENV) .cache .pytest_cache .ruff_cache

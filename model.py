@@ -38,7 +38,7 @@ class GPTSingleHead(nn.Module):
         max_seq_length: tokens per sequence; clipped, with a warning, to what the model's configuration allows.
         do_lower_case: lower the case of every text before it is tokenized.
         special_words_to_add: as `add_special_words` takes it.
-        fim_rate: the share of rows that the model has learned to fill in the middle with.
+        fim_rate: the share of rows that the model has learned to fill in the middle with; 0: as its folder says.
         from_scratch: keep configuration and vocabulary, but start from random weights.
     Raises:
         InputError: nothing to load under that name, or files that transformers cannot read.
@@ -73,7 +73,7 @@ class GPTSingleHead(nn.Module):
         self._check_vocabulary(folder)
         self._know_control_words()
         self.do_lower_case = do_lower_case
-        self.fim_rate = fim_rate
+        self.fim_rate = fim_rate or (0.0 if from_scratch else _settings(folder).get("fim_rate", 0.0))
         limit = getattr(self.gpt.config, "max_position_embeddings", max_seq_length)
         if max_seq_length > limit:
             logger.warning("max_seq_length %d is more than the model allows; set to %d", max_seq_length, limit)
@@ -255,14 +255,17 @@ class GPTSingleHead(nn.Module):
         """
         best = present_folder(Path(input_path) / "0_GPTSingleHead")
         folder = find_pretrained(str(best if best.is_dir() else input_path))
-        file, config = folder / "gpt_sh_config.json", {}
-        if file.is_file():
-            config = read_json(file, Settings, "mend it, or remove it to have the defaults")
+        config = _settings(folder)
         return GPTSingleHead(str(folder), **{name: config[name] for name in Settings.__annotations__ if name in config})
 
     def reload(self, input_path: str | Path) -> "GPTSingleHead":
         """The best model of a run folder."""
         return GPTSingleHead.load(Path(input_path) / "0_GPTSingleHead")
+
+
+def _settings(folder: Path) -> Settings:
+    file = folder / "gpt_sh_config.json"
+    return read_json(file, Settings, "mend it, or remove it to have the defaults") if file.is_file() else {}
 
 
 def _check_weights(folder: Path, missing: set[str], unexpected: set[str]) -> None:

@@ -132,6 +132,8 @@ def load_model(config: TrainConfig, run_folder: Path) -> "GPTSingleHead":
     model.add_special_words(SPECIAL_WORDS)
     if config.fim_rate:
         learn_fim_words(model)
+    elif model.fim_rate:
+        logger.warning("%s can fill in the middle, and forgets it without --fim_rate 0.5", config.model_select)
     model.fim_rate = max(model.fim_rate, config.fim_rate)
     return model
 
