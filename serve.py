@@ -14,8 +14,12 @@ import socket
 import threading
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from common.command import Flags, InputError, flag, parse_flags, run_command
+
+if TYPE_CHECKING:
+    from completion.vocabulary import Vocabulary
 
 KEY_VARIABLE = "AUTOCODER_API_KEY"
 
@@ -126,17 +130,20 @@ def start(flags: ServeFlags, key: str):
     params.cache_ram_mib = 0  # else prompts of earlier requests are kept, up to 8 GiB of them
     params.verbosity = 0
     server = library.Server(params)
-    print(usage(path, address, bool(key), Vocabulary.load(folder).fim_words is not None), flush=True)
+    print(usage(path, address, bool(key), Vocabulary.load(folder)), flush=True)
     return server
 
 
-def usage(name: str, address: str, has_key: bool, infills: bool) -> str:
+def usage(name: str, address: str, has_key: bool, vocabulary: "Vocabulary") -> str:
     key = "  (clients must send the key)" if has_key else ""
     cursor = f"""
   Vim, Neovim   llama.vim:     let g:llama_config = {{'endpoint_fim': '{address}/infill',
                                  \\ 'n_prefix': 32, 'n_suffix': 8, 'ring_n_chunks': 0, 'stop_strings': ["\\n\\n"]}}
   VS Code       llama.vscode:  "llama-vscode.endpoint": "{address}\""""
-    if not infills:
+    if vocabulary.suffix_first:
+        cursor += """
+                (they ask with the code behind the cursor last, which takes a model trained here long to learn)"""
+    if not vocabulary.fim_words:
         cursor = """
   llama.vim, llama.vscode: not with this model, which knows no marker words; `train.py --fim_rate` teaches them"""
     return f"""\

@@ -27,7 +27,7 @@ ROOM = 1024  # tokens of context at least, so that a conversation need not begin
 # Tokens this much less likely than the likeliest are not sorted for top_p, which would cost as much as a small model's
 # layers. Of a vocabulary of 150,000 they are together at most 1 % of the probability, and never so many.
 NEGLIGIBLE = 1e-7
-CONSIDERED = 64  # likeliest tokens among which one that spells the prompt's end is looked for
+CONSIDERED = 256  # likeliest tokens among which one that spells the prompt's end is looked for
 # A prompt of more tokens than this is not read twice, once for the greedy candidate and once for the others: it is
 # decoded in turn instead, which costs less.
 READ_TWICE = 256

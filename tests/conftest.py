@@ -80,12 +80,15 @@ def project(tmp_path_factory) -> Project:
 
 @pytest.fixture(scope="session")
 def base(tmp_path_factory) -> Path:
-    """A folder with a 2-layer GPT-2 configuration without dropout and the embedded vocabulary."""
+    """A folder with a 2-layer GPT-2 configuration without dropout and the embedded vocabulary, less its markers."""
     folder = tmp_path_factory.mktemp("base")
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(ROOT / "pretrained" / "tiny" / name, folder)
-    config = json.loads((ROOT / "pretrained" / "tiny" / "config.json").read_text())
-    config |= {"n_layer": 2, "n_embd": 32, "n_head": 2, "n_positions": 128}
+    names = ("tokenizer.json", "tokenizer_config.json", "config.json")
+    tokenizer, settings, config = (json.loads((ROOT / "pretrained" / "tiny" / name).read_text()) for name in names)
+    tokenizer["added_tokens"] = [token for token in tokenizer["added_tokens"] if "fim" not in token["content"]]
+    settings["extra_special_tokens"] = [word for word in settings["extra_special_tokens"] if "fim" not in word]
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    config |= {"n_layer": 2, "n_embd": 32, "n_head": 2, "n_positions": 128, "vocab_size": 8192}
     (folder / "config.json").write_text(json.dumps(config))
     return folder
 
@@ -99,6 +102,17 @@ def with_dropout(project, base) -> Path:
         folder.joinpath(file.name).write_bytes(file.read_bytes())
     config = json.loads((folder / "config.json").read_text()) | {"resid_pdrop": 0.1, "embd_pdrop": 0.1}
     (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def without_markers(base, tmp_path_factory) -> Path:
+    """A random model that knows no marker words."""
+    from common.source_code import SPECIAL_WORDS
+    from model import GPTSingleHead
+
+    folder = tmp_path_factory.mktemp("without_markers")
+    GPTSingleHead(str(base), special_words_to_add=SPECIAL_WORDS, from_scratch=True).save(folder)
     return folder
 
 

@@ -105,6 +105,12 @@ def test_a_family_that_the_model_knows_is_used_and_no_word_added(model):
     assert len(model.tokenizer) == size
 
 
+def test_what_a_model_has_learned_of_it_is_loaded_with_it(fim_model, tmp_path):
+    fim_model.save(tmp_path)
+    assert GPTSingleHead(str(tmp_path)).fim_rate == 0.5
+    assert GPTSingleHead(str(tmp_path), from_scratch=True).fim_rate == 0
+
+
 def test_a_restarted_run_ends_with_the_same_bits(fim_model, datasets, tmp_path):
     start = {name: value.clone() for name, value in fim_model.state_dict().items()}
 
