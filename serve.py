@@ -138,7 +138,7 @@ def usage(name: str, address: str, has_key: bool, vocabulary: "Vocabulary") -> s
     key = "  (clients must send the key)" if has_key else ""
     cursor = f"""
   Vim, Neovim   llama.vim:     let g:llama_config = {{'endpoint_fim': '{address}/infill',
-                                 \\ 'n_prefix': 32, 'n_suffix': 8, 'ring_n_chunks': 0, 'stop_strings': ["\\n\\n"]}}
+                                 \\ 'n_prefix': 36, 'n_suffix': 4, 'ring_n_chunks': 0, 'stop_strings': ["\\n\\n"]}}
   VS Code       llama.vscode:  "llama-vscode.endpoint": "{address}\""""
     if vocabulary.suffix_first:
         cursor += """

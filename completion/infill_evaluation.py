@@ -12,7 +12,7 @@ from completion.complete import complete
 from completion.engine import Engine
 
 KINDS = ("rest of a line", "lines of a block", "any characters")
-LINES_BEFORE, LINES_BEHIND = 32, 8  # of the cursor: what an editor sends (serve.py), and any model has room for
+LINES_BEFORE, LINES_BEHIND = 32, 8  # of the cursor: about what an editor sends, and any model has room for
 LONGEST = 400  # characters of a span; a longer one is nobody's next edit
 
 
