@@ -342,7 +342,14 @@ def test_sentence_piece(make, tmp_path):
     assert vocabulary.difference is None
     assert random_differences(model, tmp_path / "f16.gguf", tokenizer).max() < 0.02
     text = TEXT if make is sentence_piece else TEXT.replace("\n", " ")
-    assert tokenize(serve(tmp_path / "f16.gguf"), text, add_special=True) == tokenizer.encode(text).ids
+    found, expected = tokenize(serve(tmp_path / "f16.gguf"), text, add_special=True), tokenizer.encode(text).ids
+    if make is unigram:  # whose training differs from run to run; of two cuts that are as likely either may be taken
+        scores = [score for _, score in json.loads(tokenizer.to_str())["model"]["vocab"]]
+        found_score, expected_score = (sum(scores[id] for id in ids) for ids in (found, expected))
+        assert found_score == pytest.approx(expected_score, abs=0.05)
+        assert tokenizer.decode(found) == tokenizer.decode(expected)
+    else:
+        assert found == expected
 
 
 def metadata(path: Path) -> dict:
