@@ -10,7 +10,7 @@ import gguf
 from gguf import GGUFWriter, TokenType
 
 from common.command import first_line
-from common.source_code import LANGUAGES
+from common.source_code import SPECIAL_WORDS
 from completion.gguf_errors import CannotConvert
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -42,9 +42,6 @@ ID_KEYS = {
     "fim_suf": gguf.Keys.Tokenizer.FIM_SUF_ID,
     "fim_mid": gguf.Keys.Tokenizer.FIM_MID_ID,
 }
-# Texts began with one when the model was trained, and others do not know of it; where it knows several, the first of
-# them, which costs another language far less than none would.
-CONTROL_WORDS = [f"<{language}>" for language in LANGUAGES]
 BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
@@ -204,7 +201,9 @@ def _special_ids(
             ids[word] = id_of.get(text, number)
     for word, texts in FILL_IN.items():
         ids.update((word, id_of[text]) for text in texts if text in id_of)
-    control = [id_of[word] for word in CONTROL_WORDS if word in id_of]
+    # Texts began with a control word when the model was trained, and others do not know of it; where it knows several,
+    # the first of them, which costs another language far less than none would.
+    control = [id_of[word] for word in SPECIAL_WORDS["additional_special_tokens"] if word in id_of]
     if control and not before:
         ids["bos"], before = control[0], control[:1]
     for word, id in ids.items():
