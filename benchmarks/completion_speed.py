@@ -108,7 +108,7 @@ def _in_engine(folder: Path, new: int) -> dict[str, Callable[[], int]]:
         return new
 
     def ours(candidates: int) -> int:
-        settings = {"stop": "none", "max_new_tokens": new, "num_return_sequences": candidates, "seed": 0}
+        settings = {"stop": "none", "max_new_tokens": new, "num_return_sequences": candidates}
         found = complete(engine, SOURCE, temperature=0.2, on_text=len, **settings)
         return max(len(completion.tokens) for completion in found) or 1
 

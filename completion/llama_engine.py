@@ -124,7 +124,9 @@ class LlamaEngine:
         greedy = len(numbers) > 1 or options.temperature == 0
         parts = [(0.0, numbers[:greedy]), (options.temperature, numbers[greedy:])]
         parts = [part for part in parts if part[1]]
-        with ThreadPoolExecutor(len(parts) if len(prompt.ids) <= READ_TWICE else 1) as pool:
+        # With a seed in turn too: what shares a step with a sequence decides the last bits of its sums.
+        together = len(prompt.ids) <= READ_TWICE and options.seed is None
+        with ThreadPoolExecutor(len(parts) if together else 1) as pool:
             for _ in pool.map(lambda part: self._sample(request, *part, given, emit), parts):
                 pass
 

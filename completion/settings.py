@@ -28,13 +28,7 @@ class Settings(Flags):
     num_return_sequences: int = flag(
         1, "candidates, of which the first takes the likeliest token every time", "--n", at_least=1, at_most=100
     )
-    seed: int | None = flag(
-        None,
-        "makes sampling repeatable; several candidates on a CPU but for rounding",
-        type=int,
-        at_least=0,
-        below=2**63,
-    )
+    seed: int | None = flag(None, "makes sampling repeatable", type=int, at_least=0, below=2**63)
     stop: str = flag("block", "where a completion ends: with the block, at a blank line, with the line", choices=STOPS)
     min_probability: float = flag(0.0, "leave out candidates whose joint probability is lower", at_least=0, at_most=1)
 

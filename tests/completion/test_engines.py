@@ -65,8 +65,7 @@ def test_seeds_beside_each_other_share_no_candidate(engines):
     settings = {"temperature": 2.0, "top_p": 1.0, "num_return_sequences": 4, "max_new_tokens": 12, "stop": "none"}
     for engine in engines:
         first, again, other = ({c.text for c in complete(engine, PROMPTS[0], seed=s, **settings)} for s in (1, 1, 2))
-        # Which sequences llama.cpp computes in one step depends on timing, and the last bits of its sums on that.
-        assert len(first & again) >= 3
+        assert first == again
         assert len(first) == len(other) == 4
         assert len(first & other) == 1  # the greedy one
 
