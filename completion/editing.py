@@ -2,8 +2,9 @@
 
 import os
 import select
+import signal
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from prompt_toolkit import PromptSession, print_formatted_text, prompt
@@ -70,10 +71,12 @@ class EditingScreen:
         )
 
     def ask(self, message: str) -> str:
-        return prompt(message, enable_suspend=True)
+        with no_interrupts():
+            return prompt(message, enable_suspend=True, handle_sigint=False)
 
     def read(self, message: str) -> str:
-        return self._session.prompt(message).rstrip()
+        with no_interrupts():
+            return self._session.prompt(message, handle_sigint=False).rstrip()
 
     def write(self, text: str) -> None:
         print_formatted_text(FormattedText([("class:said", fold(printable(text)))]), style=STYLE, end="", flush=True)
@@ -122,6 +125,16 @@ class EditingScreen:
     def _margin(line: str) -> str:
         opens = line.rstrip().endswith((":", "{"))
         return line[: len(line) - len(line.lstrip())] + " " * INDENT * opens
+
+
+@contextmanager
+def no_interrupts() -> Iterator[None]:
+    """Ctrl-C is a key while a line is edited; the signal that it is before and after would break a loop half made."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def is_command(document: Document) -> bool:

@@ -1,5 +1,6 @@
 """The screen that edits, with keys as a terminal sends them; what a terminal gets to see; a history without a place."""
 
+import asyncio
 import errno
 import io
 import os
@@ -7,6 +8,7 @@ import pwd
 import re
 import select
 import shutil
+import signal
 from contextlib import contextmanager
 
 import pytest
@@ -63,6 +65,20 @@ def test_pasted_code_keeps_its_own_indentation():
 def test_typed_code_is_indented():
     assert typed("def f(a):", "\r", "if a:", "\r", "b", "\r", "\r") == "def f(a):\n    if a:\n        b"
     assert typed("x = (", "\r", "\t", "1,", "\t", "2)", "\r") == "x = (\n    1,  2)"
+
+
+def test_ctrl_c_just_before_a_line_is_read_breaks_nothing(monkeypatch):
+    make_pipe = asyncio.SelectorEventLoop._make_self_pipe
+
+    def interrupted(loop):
+        signal.raise_signal(signal.SIGINT)
+        make_pipe(loop)
+
+    monkeypatch.setattr(asyncio.SelectorEventLoop, "_make_self_pipe", interrupted)
+    assert typed("x = 1\r") == "x = 1"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler  # a completion can be stopped
+    with pytest.raises(KeyboardInterrupt):
+        typed("x = 1", "\x03")
 
 
 def test_tab_on_an_empty_line_shows_the_next_candidate():
