@@ -54,10 +54,10 @@ def main() -> None:
     stopped = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopped.set())
-    server = start(flags, key)  # listens as long as it is referred to
+    servers = start(flags, key)  # they listen as long as they are referred to
     while not stopped.wait(3600):  # a wait without end cannot be interrupted on Windows
         pass
-    del server
+    del servers
     print("stopped", flush=True)
     os._exit(0)  # the server's threads would finish the requests under way first, for minutes perhaps
 
@@ -98,11 +98,12 @@ def check_port(host: str, port: int) -> None:
         raise InputError(f"{host}:{port}: {error.strerror or error}; choose another --host or --port") from None
 
 
-def start(flags: ServeFlags, key: str):
-    """Load the model, listen, and say how to use it; returns llama.cpp's server."""
+def start(flags: ServeFlags, key: str) -> list:
+    """Load the model, listen, and say how to use it; returns what listens."""
     from common.model_files import find_pretrained, newest_run
     from completion.gguf_cache import converted
     from completion.gguf_errors import CannotConvert
+    from completion.infill_relay import InfillRelay
     from completion.llama_engine import load_library
     from completion.vocabulary import Vocabulary, context_length
 
@@ -118,7 +119,10 @@ def start(flags: ServeFlags, key: str):
     address = f"http://{f'[{flags.host}]' if ':' in flags.host else flags.host}:{flags.port}"
     params = library.CommonParams()
     params.model.path, params.model_alias = str(file), {Path(path).name}
-    params.hostnames, params.port, params.api_keys = [flags.host], flags.port, [key] if key else []
+    params.api_keys = [key] if key else []
+    vocabulary = Vocabulary.load(folder)
+    is_relayed = bool(vocabulary.fim_words) and vocabulary.suffix_first
+    params.hostnames, params.port = (["127.0.0.1"], 0) if is_relayed else ([flags.host], flags.port)
     # Pages of other origins get no answer that their browser would show them.
     params.cors_origins, params.cors_credentials = address, False
     params.ui = params.endpoint_slots = params.warmup = params.fit_params = False
@@ -129,9 +133,14 @@ def start(flags: ServeFlags, key: str):
     params.n_cache_reuse = 32  # an editor's next request has lost some lines of the last one's beginning
     params.cache_ram_mib = 0  # else prompts of earlier requests are kept, up to 8 GiB of them
     params.verbosity = 0
-    server = library.Server(params)
-    print(usage(path, address, bool(key), Vocabulary.load(folder)), flush=True)
-    return server
+    servers = [library.Server(params)]
+    if is_relayed:
+        upstream = ("127.0.0.1", int(servers[0].listening_address.rpartition(":")[2]))
+        relay = InfillRelay((flags.host, flags.port), upstream, vocabulary, params.n_batch)
+        threading.Thread(target=relay.serve_forever, daemon=True).start()
+        servers.append(relay)
+    print(usage(path, address, bool(key), vocabulary), flush=True)
+    return servers
 
 
 def usage(name: str, address: str, has_key: bool, vocabulary: "Vocabulary") -> str:
@@ -140,9 +149,6 @@ def usage(name: str, address: str, has_key: bool, vocabulary: "Vocabulary") -> s
   Vim, Neovim   llama.vim:     let g:llama_config = {{'endpoint_fim': '{address}/infill',
                                  \\ 'n_prefix': 36, 'n_suffix': 4, 'ring_n_chunks': 0, 'stop_strings': ["\\n\\n"]}}
   VS Code       llama.vscode:  "llama-vscode.endpoint": "{address}\""""
-    if vocabulary.suffix_first:
-        cursor += """
-                (they ask with the code behind the cursor last, which takes a model trained here long to learn)"""
     if not vocabulary.fim_words:
         cursor = """
   llama.vim, llama.vscode: not with this model, which knows no marker words; `train.py --fim_rate` teaches them"""

@@ -14,6 +14,9 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+from completion.complete import complete
+from completion.load_engine import load_engine
+
 pytest.importorskip("xllamacpp", reason="serve.py needs xllamacpp")
 KEY = "a-key-of-our-own"
 
@@ -58,6 +61,15 @@ def ask(port, path, body=None, key=KEY, **headers):
 REQUEST = {"prompt": "def add(a, b):\n    return", "max_tokens": 8, "temperature": 0}
 
 
+FILL_IN = {"input_prefix": "def longest(words):\n    best = None\n    for index, word in ", "prompt": "enumera"}
+FILL_IN |= {
+    "input_suffix": "\n        print(index, word)\n    return best\n",
+    "temperature": 0,
+    "n_predict": 12,
+    "stop": ["\n"],
+}
+
+
 def test_completes_for_who_has_the_key(port):
     status, _, text = ask(port, "/v1/completions", REQUEST)
     assert status == 200
@@ -75,10 +87,10 @@ def test_streams(port):
     assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == whole
 
 
-def leave_in_the_middle(port):
+def leave_in_the_middle(port, path="/v1/completions", **request):
     """A client that asks for a long text, takes its beginning and goes away."""
-    body = json.dumps(REQUEST | {"stream": True, "max_tokens": 3000, "ignore_eos": True})
-    head = f"POST /v1/completions HTTP/1.1\r\nHost: here\r\nAuthorization: Bearer {KEY}\r\nContent-Length: {len(body)}"
+    body = json.dumps(REQUEST | {"stream": True, "max_tokens": 3000, "ignore_eos": True} | request)
+    head = f"POST {path} HTTP/1.1\r\nHost: here\r\nAuthorization: Bearer {KEY}\r\nContent-Length: {len(body)}"
     with socket.create_connection(("127.0.0.1", port)) as client:
         client.sendall(f"{head}\r\n\r\n{body}".encode())
         assert client.recv(64).startswith(b"HTTP/1.1 200")
@@ -95,6 +107,7 @@ def test_two_clients_get_what_each_gets_alone(port):
 def test_who_leaves_frees_the_place(port):
     for _ in range(8):  # twice as many as are answered at once
         leave_in_the_middle(port)
+        leave_in_the_middle(port, "/infill", **FILL_IN | {"n_predict": 3000, "stop": []})
     assert ask(port, "/v1/completions", REQUEST)[0] == 200
 
 
@@ -126,6 +139,47 @@ def test_of_a_long_file_the_model_sees_what_surrounds_the_cursor(port):
         status, _, text = ask(port, "/infill", request)
         assert status == 200
         assert json.loads(text)["tokens_evaluated"] < 512
+
+
+def test_a_model_trained_here_is_asked_in_the_order_that_it_has_learned(port):
+    engine = load_engine("tiny")
+    prefix = FILL_IN["input_prefix"] + FILL_IN["prompt"]
+    (wanted,) = complete(engine, prefix, suffix=FILL_IN["input_suffix"], temperature=0, max_new_tokens=12, stop="line")
+    engine.vocabulary.suffix_first = False
+    (other,) = complete(engine, prefix, suffix=FILL_IN["input_suffix"], temperature=0, max_new_tokens=12, stop="line")
+    status, _, text = ask(port, "/infill", FILL_IN)
+    assert status == 200
+    assert json.loads(text)["content"] == wanted.text != other.text  # half a word is finished, and not begun anew
+    assert wanted.text.startswith("te(")
+
+
+def test_what_is_filled_in_streams(port):
+    request = FILL_IN | {"prompt": "enumerate"}
+    whole = json.loads(ask(port, "/infill", request)[2])["content"]
+    text = ask(port, "/infill", request | {"stream": True})[2]
+    chunks = [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: {")]
+    assert len(chunks) > 2
+    assert "".join(chunk["content"] for chunk in chunks) == whole
+
+
+def test_an_unusual_request_to_fill_in(port):
+    assert ask(port, "/infill", FILL_IN, key="")[0] == 401
+    for wrong in (
+        {"input_prefix": "x"},
+        {"input_prefix": 1, "input_suffix": "\n"},
+        ["x"],
+        FILL_IN | {"input_suffix": None},
+    ):
+        status, _, text = ask(port, "/infill", wrong)
+        assert status in (400, 500)
+        assert json.loads(text)["error"]["message"]
+    for prompt in ("", "    ", "s = '\"\\é😀", "x = 1\n"):
+        status, _, text = ask(port, "/infill", FILL_IN | {"prompt": prompt, "n_predict": 3, "stop": []})
+        assert status == 200
+        assert 1 <= json.loads(text)["tokens_predicted"] <= 12
+        assert prompt not in json.loads(text)["content"] or not prompt.strip()
+    for headers in ({"Content-Length": str(1 << 40)}, {"Transfer-Encoding": "chunked"}):
+        assert ask(port, "/infill", **headers)[0] == 413
 
 
 def test_a_model_without_marker_words_says_so(without_markers):

@@ -1,0 +1,123 @@
+"""A server in front of llama.cpp's, for models trained here: editors ask /infill, which it turns into /completion.
+
+llama.cpp asks a model to fill in with the code behind the cursor last. Models trained here were shown both orders
+(training/fim.py), but learn that one long after the other, in which what is filled in follows what stands before it.
+"""
+
+import json
+import re
+import select
+import socket
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from completion.infill import read_infill
+from completion.vocabulary import Vocabulary
+
+LARGEST_REQUEST = 64 << 20  # bytes; an editor sends some 100 kB
+
+
+class InfillRelay(ThreadingHTTPServer):
+    """Listens, and hands each request on to llama.cpp's server.
+
+    Args:
+        address: host and port to listen on.
+        upstream: host and port of llama.cpp's server.
+        vocabulary: the model's.
+        context: most tokens around the cursor that the model is shown.
+    Raises:
+        OSError: nothing can listen there.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, address: tuple[str, int], upstream: tuple[str, int], vocabulary: Vocabulary, context: int):
+        self.address_family = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)[0][0]
+        self.upstream, self.vocabulary, self.context = upstream, vocabulary, context
+        super().__init__(address, _Handler)
+
+    def completion(self, infill: dict) -> tuple[dict, str]:
+        """The request to /completion that asks for what this one to /infill does, and what its answer begins with.
+
+        That is the end of the prompt, half a word perhaps, which is written again (completion/prompt.py); a grammar
+        holds the answer to it. Of the prompt's last line alone, since a client's stop word may be the line break.
+
+        Raises:
+            KeyError, TypeError, AttributeError: it is no such request; llama.cpp says what is missing.
+        """
+        vocabulary = self.vocabulary
+        prefix = infill["input_prefix"] + infill.get("prompt", "")
+        prompt = read_infill(
+            vocabulary, vocabulary.fim_words, prefix, infill["input_suffix"], "python", self.context, 0
+        )
+        before, line_break, again = prompt.beginning.text.rpartition(b"\n")
+        before = vocabulary.spell(before + line_break)
+        if not again or before is None or infill.get("stream") or "grammar" in infill:
+            return infill | {"prompt": [*prompt.ids, *prompt.beginning.exact]}, ""
+        again = again.decode()
+        grammar = f"root ::= {json.dumps(again, ensure_ascii=False)} .*"
+        request = infill | {"prompt": [*prompt.ids, *before], "grammar": grammar}
+        if request.get("n_predict", -1) > 0:
+            request["n_predict"] += len(prompt.beginning.exact)
+        return request, again
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: InfillRelay
+    timeout = 600  # seconds without a byte from the client
+
+    def answer(self) -> None:
+        self.close_connection = True
+        length = self.headers.get("Content-Length", "0")
+        if not length.isdecimal() or int(length) > LARGEST_REQUEST or "Transfer-Encoding" in self.headers:
+            self.send_error(413, f"send the length of the request, at most {LARGEST_REQUEST} bytes")
+            return
+        path, body, again = self.path, self.rfile.read(int(length)), ""
+        if self.command == "POST" and path == "/infill":
+            try:
+                request, again = self.server.completion(json.loads(body))
+                path, body = "/completion", json.dumps(request).encode()
+            except (ValueError, KeyError, TypeError, AttributeError):
+                pass  # llama.cpp refuses it in its own words
+        for name in ("Content-Length", "Connection", "Expect"):
+            del self.headers[name]
+        fields = "".join(f"{name}: {value}\r\n" for name, value in self.headers.items())
+        head = f"{self.command} {path} HTTP/1.1\r\n{fields}Connection: close\r\nContent-Length: {len(body)}\r\n\r\n"
+        with socket.create_connection(self.server.upstream) as upstream:
+            upstream.sendall(head.encode("latin-1") + body)
+            pieces = self._pieces(upstream)
+            for piece in [without(again, b"".join(pieces))] if again else pieces:
+                self.connection.sendall(piece)
+
+    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = do_OPTIONS = answer
+
+    def _pieces(self, upstream: socket.socket) -> Iterator[bytes]:
+        """The answer as it comes, until it ends or the client goes away; to leave ends the work on it."""
+        watched = [upstream, self.connection]
+        while True:
+            ready = select.select(watched, [], [])[0]
+            if self.connection in ready:
+                if not self.connection.recv(1, socket.MSG_PEEK):
+                    return
+                watched.remove(self.connection)  # a second request, which finds this connection closed
+            if upstream in ready:
+                piece = upstream.recv(65536)
+                if not piece:
+                    return
+                yield piece
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def without(beginning: str, answer: bytes) -> bytes:
+    """An answer of llama.cpp's, as it came, whose content does not begin with this."""
+    head, _, body = answer.partition(b"\r\n\r\n")
+    try:
+        found = json.loads(body)
+        found["content"] = found["content"].removeprefix(beginning)
+    except (ValueError, KeyError, TypeError):  # an error, or cut short
+        return answer
+    body = json.dumps(found).encode()
+    head = re.sub(rb"(?i)(content-length: *)\d+", rb"\g<1>%d" % len(body), head)
+    return head + b"\r\n\r\n" + body
