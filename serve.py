@@ -54,12 +54,11 @@ def main() -> None:
     stopped = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopped.set())
-    servers = start(flags, key)  # they listen as long as they are referred to
+    _servers = start(flags, key)  # they listen as long as they are referred to
     while not stopped.wait(3600):  # a wait without end cannot be interrupted on Windows
         pass
-    del servers
     print("stopped", flush=True)
-    os._exit(0)  # the server's threads would finish the requests under way first, for minutes perhaps
+    os._exit(0)  # the servers' threads would finish the requests under way first, for minutes perhaps
 
 
 def read_key(file: str) -> str:
@@ -121,7 +120,7 @@ def start(flags: ServeFlags, key: str) -> list:
     params.model.path, params.model_alias = str(file), {Path(path).name}
     params.api_keys = [key] if key else []
     vocabulary = Vocabulary.load(folder)
-    is_relayed = bool(vocabulary.fim_words) and vocabulary.suffix_first
+    is_relayed = bool(vocabulary.fim_words)
     params.hostnames, params.port = (["127.0.0.1"], 0) if is_relayed else ([flags.host], flags.port)
     # Pages of other origins get no answer that their browser would show them.
     params.cors_origins, params.cors_credentials = address, False

@@ -1,7 +1,7 @@
-"""A server in front of llama.cpp's, for models trained here: editors ask /infill, which it turns into /completion.
+"""A server in front of llama.cpp's, for what editors ask at a cursor: /infill, which it turns into /completion.
 
-llama.cpp asks a model to fill in with the code behind the cursor last. Models trained here were shown both orders
-(training/fim.py), but learn that one long after the other, in which what is filled in follows what stands before it.
+llama.cpp asks with the code behind the cursor last, which a model trained here learns long after the other order
+(training/fim.py), and has a word go on behind its half, which any model would rather begin anew.
 """
 
 import json
@@ -36,16 +36,19 @@ class InfillRelay(ThreadingHTTPServer):
         self.upstream, self.vocabulary, self.context = upstream, vocabulary, context
         super().__init__(address, _Handler)
 
-    def completion(self, infill: dict) -> tuple[dict, str]:
-        """The request to /completion that asks for what this one to /infill does, and what its answer begins with.
+    def completion(self, infill: dict) -> tuple[str, dict, str]:
+        """The path and the request that ask for what this one to /infill does, and what its answer begins with.
 
         That is the end of the prompt, half a word perhaps, which is written again (completion/prompt.py); a grammar
         holds the answer to it. Of the prompt's last line alone, since a client's stop word may be the line break.
+        Pieces of other files are left to llama.cpp, which knows how a model wants them, but for a model trained here.
 
         Raises:
             KeyError, TypeError, AttributeError: it is no such request; llama.cpp says what is missing.
         """
         vocabulary = self.vocabulary
+        if infill.get("input_extra") and not vocabulary.suffix_first:
+            return "/infill", infill, ""
         prefix = infill["input_prefix"] + infill.get("prompt", "")
         prompt = read_infill(
             vocabulary, vocabulary.fim_words, prefix, infill["input_suffix"], "python", self.context, 0
@@ -53,13 +56,13 @@ class InfillRelay(ThreadingHTTPServer):
         before, line_break, again = prompt.beginning.text.rpartition(b"\n")
         before = vocabulary.spell(before + line_break)
         if not again or before is None or infill.get("stream") or "grammar" in infill:
-            return infill | {"prompt": [*prompt.ids, *prompt.beginning.exact]}, ""
+            return "/completion", infill | {"prompt": [*prompt.ids, *prompt.beginning.exact]}, ""
         again = again.decode()
         grammar = f"root ::= {json.dumps(again, ensure_ascii=False)} .*"
         request = infill | {"prompt": [*prompt.ids, *before], "grammar": grammar}
         if request.get("n_predict", -1) > 0:
             request["n_predict"] += len(prompt.beginning.exact)
-        return request, again
+        return "/completion", request, again
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -75,8 +78,8 @@ class _Handler(BaseHTTPRequestHandler):
         path, body, again = self.path, self.rfile.read(int(length)), ""
         if self.command == "POST" and path == "/infill":
             try:
-                request, again = self.server.completion(json.loads(body))
-                path, body = "/completion", json.dumps(request).encode()
+                path, request, again = self.server.completion(json.loads(body))
+                body = json.dumps(request).encode()
             except (ValueError, KeyError, TypeError, AttributeError):
                 pass  # llama.cpp refuses it in its own words
         for name in ("Content-Length", "Connection", "Expect"):

@@ -75,8 +75,13 @@ def test_ctrl_c_just_before_a_line_is_read_breaks_nothing(monkeypatch):
         make_pipe(loop)
 
     monkeypatch.setattr(asyncio.SelectorEventLoop, "_make_self_pipe", interrupted)
-    assert typed("x = 1\r") == "x = 1"
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler  # a completion can be stopped
+    before = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a background process does not have
+    try:
+        assert typed("x = 1\r") == "x = 1"
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler  # a completion can be stopped
+    finally:
+        signal.signal(signal.SIGINT, before)
     with pytest.raises(KeyboardInterrupt):
         typed("x = 1", "\x03")
 
