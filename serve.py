@@ -55,7 +55,7 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopped.set())
     _servers = start(flags, key)  # they listen as long as they are referred to
-    while not stopped.wait(3600):  # a wait without end cannot be interrupted on Windows
+    while not stopped.wait(1):  # a thread of llama.cpp's may get the signal, which this one then sees when it wakes
         pass
     print("stopped", flush=True)
     os._exit(0)  # the servers' threads would finish the requests under way first, for minutes perhaps

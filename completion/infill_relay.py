@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from completion.infill import read_infill
+from completion.llama_engine import ANY, literal
 from completion.vocabulary import Vocabulary
 
 LARGEST_REQUEST = 64 << 20  # bytes; an editor sends some 100 kB
@@ -57,12 +58,10 @@ class InfillRelay(ThreadingHTTPServer):
         before = vocabulary.spell(before + line_break)
         if not again or before is None or infill.get("stream") or "grammar" in infill:
             return "/completion", infill | {"prompt": [*prompt.ids, *prompt.beginning.exact]}, ""
-        again = again.decode()
-        grammar = f"root ::= {json.dumps(again, ensure_ascii=False)} .*"
-        request = infill | {"prompt": [*prompt.ids, *before], "grammar": grammar}
+        request = infill | {"prompt": [*prompt.ids, *before], "grammar": f"root ::= {literal(again)} {ANY}"}
         if request.get("n_predict", -1) > 0:
             request["n_predict"] += len(prompt.beginning.exact)
-        return "/completion", request, again
+        return "/completion", request, again.decode()
 
 
 class _Handler(BaseHTTPRequestHandler):
