@@ -14,12 +14,8 @@ import socket
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from common.command import Flags, InputError, flag, parse_flags, run_command
-
-if TYPE_CHECKING:
-    from completion.vocabulary import Vocabulary
 
 KEY_VARIABLE = "AUTOCODER_API_KEY"
 
@@ -120,8 +116,8 @@ def start(flags: ServeFlags, key: str) -> list:
     params.model.path, params.model_alias = str(file), {Path(path).name}
     params.api_keys = [key] if key else []
     vocabulary = Vocabulary.load(folder)
-    is_relayed = bool(vocabulary.fim_words)
-    params.hostnames, params.port = (["127.0.0.1"], 0) if is_relayed else ([flags.host], flags.port)
+    fills_in = bool(vocabulary.fim_words)
+    params.hostnames, params.port = (["127.0.0.1"], 0) if fills_in else ([flags.host], flags.port)
     # Pages of other origins get no answer that their browser would show them.
     params.cors_origins, params.cors_credentials = address, False
     params.ui = params.endpoint_slots = params.warmup = params.fit_params = False
@@ -133,22 +129,22 @@ def start(flags: ServeFlags, key: str) -> list:
     params.cache_ram_mib = 0  # else prompts of earlier requests are kept, up to 8 GiB of them
     params.verbosity = 0
     servers = [library.Server(params)]
-    if is_relayed:
+    if fills_in:
         upstream = ("127.0.0.1", int(servers[0].listening_address.rpartition(":")[2]))
         relay = InfillRelay((flags.host, flags.port), upstream, vocabulary, params.n_batch)
         threading.Thread(target=relay.serve_forever, daemon=True).start()
         servers.append(relay)
-    print(usage(path, address, bool(key), vocabulary), flush=True)
+    print(usage(path, address, bool(key), fills_in), flush=True)
     return servers
 
 
-def usage(name: str, address: str, has_key: bool, vocabulary: "Vocabulary") -> str:
+def usage(name: str, address: str, has_key: bool, fills_in: bool) -> str:
     key = "  (clients must send the key)" if has_key else ""
     cursor = f"""
   Vim, Neovim   llama.vim:     let g:llama_config = {{'endpoint_fim': '{address}/infill',
                                  \\ 'n_prefix': 36, 'n_suffix': 4, 'ring_n_chunks': 0, 'stop_strings': ["\\n\\n"]}}
   VS Code       llama.vscode:  "llama-vscode.endpoint": "{address}\""""
-    if not vocabulary.fim_words:
+    if not fills_in:
         cursor = """
   llama.vim, llama.vscode: not with this model, which knows no marker words; `train.py --fim_rate` teaches them"""
     return f"""\

@@ -120,6 +120,6 @@ def without(beginning: str, answer: bytes) -> bytes:
         found["content"] = found["content"].removeprefix(beginning)
     except (ValueError, KeyError, TypeError):  # an error, or cut short
         return answer
-    body = json.dumps(found).encode()
+    body = json.dumps(found, separators=(",", ":")).encode()  # llama.vim looks for `"content":"`
     head = re.sub(rb"(?i)(content-length: *)\d+", rb"\g<1>%d" % len(body), head)
     return head + b"\r\n\r\n" + body

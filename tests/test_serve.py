@@ -149,6 +149,7 @@ def test_a_model_trained_here_is_asked_in_the_order_that_it_has_learned(port):
     (other,) = complete(engine, prefix, suffix=FILL_IN["input_suffix"], temperature=0, max_new_tokens=12, stop="line")
     status, _, text = ask(port, "/infill", FILL_IN)
     assert status == 200
+    assert '"content":"' in text  # so llama.vim wants it
     assert json.loads(text)["content"] == wanted.text != other.text  # half a word is finished, and not begun anew
     assert wanted.text.startswith("te(")
 
