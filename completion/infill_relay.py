@@ -65,6 +65,7 @@ class InfillRelay(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     server: InfillRelay
+    protocol_version = "HTTP/1.1"  # else curl's `Expect: 100-continue` is not answered, and curl waits for a second
     timeout = 600  # seconds without a byte from the client
 
     def answer(self) -> None:

@@ -163,6 +163,18 @@ def test_what_is_filled_in_streams(port):
     assert "".join(chunk["content"] for chunk in chunks) == whole
 
 
+def test_a_client_may_ask_before_it_sends_much(port):
+    body = json.dumps(FILL_IN).encode()
+    head = (
+        f"POST /infill HTTP/1.1\r\nAuthorization: Bearer {KEY}\r\nExpect: 100-continue\r\nContent-Length: {len(body)}"
+    )
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as client:
+        client.sendall(f"{head}\r\n\r\n".encode())
+        assert client.recv(64).startswith(b"HTTP/1.1 100")
+        client.sendall(body)
+        assert client.recv(64).startswith(b"HTTP/1.1 200")
+
+
 def test_an_unusual_request_to_fill_in(port):
     assert ask(port, "/infill", FILL_IN, key="")[0] == 401
     for wrong in (
