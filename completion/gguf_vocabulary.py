@@ -10,6 +10,7 @@ import gguf
 from gguf import GGUFWriter, TokenType
 
 from common.command import first_line
+from common.fim_words import known_fim_words
 from common.source_code import SPECIAL_WORDS
 from completion.gguf_errors import CannotConvert
 
@@ -27,12 +28,6 @@ SPLITS = {
     ((LLAMA3,), True): "llama-bpe",
     ((LLAMA3,), False): "smaug-bpe",
     (("[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-퟿]+", "digits"), False): "deepseek-coder",
-}
-# What opens a text to be filled in, what follows the gap, and the gap: Qwen, StarCoder, DeepSeek, CodeLlama.
-FILL_IN = {
-    "fim_pre": ("<|fim_prefix|>", "<fim_prefix>", "<fim-prefix>", "<｜fim▁begin｜>", "▁<PRE>", "<PRE>"),
-    "fim_suf": ("<|fim_suffix|>", "<fim_suffix>", "<fim-suffix>", "<｜fim▁hole｜>", "▁<SUF>", "<SUF>"),
-    "fim_mid": ("<|fim_middle|>", "<fim_middle>", "<fim-middle>", "<｜fim▁end｜>", "▁<MID>", "<MID>"),
 }
 ID_KEYS = {
     "bos": gguf.Keys.Tokenizer.BOS_ID,
@@ -199,8 +194,8 @@ def _special_ids(
         number = number[0] if isinstance(number, list) else number
         if text in id_of or (isinstance(number, int) and 0 <= number < len(tokens)):
             ids[word] = id_of.get(text, number)
-    for word, texts in FILL_IN.items():
-        ids.update((word, id_of[text]) for text in texts if text in id_of)
+    for word, text in zip(("fim_pre", "fim_suf", "fim_mid"), known_fim_words(id_of.get) or (), strict=False):
+        ids[word] = id_of[text]
     # Texts began with a control word when the model was trained, and others do not know of it; where it knows several,
     # the first of them, which costs another language far less than none would.
     control = [id_of[word] for word in SPECIAL_WORDS["additional_special_tokens"] if word in id_of]
