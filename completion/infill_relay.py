@@ -5,11 +5,14 @@ llama.cpp asks with the code behind the cursor last, which a model trained here 
 """
 
 import json
+import os
 import re
 import select
 import socket
+import sys
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
+from socketserver import ThreadingTCPServer
 
 from completion.infill import read_infill
 from completion.llama_engine import ANY, literal
@@ -18,7 +21,7 @@ from completion.vocabulary import Vocabulary
 LARGEST_REQUEST = 64 << 20  # bytes; an editor sends some 100 kB
 
 
-class InfillRelay(ThreadingHTTPServer):
+class InfillRelay(ThreadingTCPServer):
     """Listens, and hands each request on to llama.cpp's server.
 
     Args:
@@ -31,11 +34,17 @@ class InfillRelay(ThreadingHTTPServer):
     """
 
     daemon_threads = True
+    allow_reuse_address = os.name != "nt"  # where it would let another program take the port
+    request_queue_size = 64
 
     def __init__(self, address: tuple[str, int], upstream: tuple[str, int], vocabulary: Vocabulary, context: int):
         self.address_family = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)[0][0]
         self.upstream, self.vocabulary, self.context = upstream, vocabulary, context
         super().__init__(address, _Handler)
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):  # which a client that goes away leaves behind
+            super().handle_error(request, client_address)
 
     def completion(self, infill: dict) -> tuple[str, dict, str]:
         """The path and the request that ask for what this one to /infill does, and what its answer begins with.
@@ -53,14 +62,15 @@ class InfillRelay(ThreadingHTTPServer):
         prefix, suffix = infill["input_prefix"] + infill.get("prompt", ""), infill["input_suffix"]
         language = guess_language(prefix + suffix)
         prompt = read_infill(vocabulary, vocabulary.fim_words, prefix, suffix, language, self.context, 0)
-        before, line_break, again = prompt.beginning.text.rpartition(b"\n")
-        before = vocabulary.spell(before + line_break)
-        if not again or before is None or infill.get("stream") or "grammar" in infill:
+        before, line_break, end = prompt.beginning.text.rpartition(b"\n")
+        before, again = vocabulary.spell(before + line_break), end.decode()
+        stops = any(word in again for word in infill.get("stop", []))
+        if not again or before is None or stops or infill.get("stream") or "grammar" in infill:
             return "/completion", infill | {"prompt": [*prompt.ids, *prompt.beginning.exact]}, ""
-        request = infill | {"prompt": [*prompt.ids, *before], "grammar": f"root ::= {literal(again)} {ANY}"}
+        request = infill | {"prompt": [*prompt.ids, *before], "grammar": f"root ::= {literal(end)} {ANY}"}
         if request.get("n_predict", -1) > 0:
             request["n_predict"] += len(prompt.beginning.exact)
-        return "/completion", request, again.decode()
+        return "/completion", request, again
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -123,7 +133,7 @@ def without(beginning: str, answer: bytes) -> bytes:
     head, _, body = answer.partition(b"\r\n\r\n")
     try:
         found = json.loads(body)
-        found["content"] = found["content"].removeprefix(beginning)
+        found["content"] = found["content"][len(beginning) :]
     except (ValueError, KeyError, TypeError):  # an error, or cut short
         return answer
     body = json.dumps(found, separators=(",", ":")).encode()  # llama.vim looks for `"content":"`
