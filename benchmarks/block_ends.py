@@ -20,7 +20,7 @@ from itertools import accumulate
 from pathlib import Path
 
 from common.command import InputError, flag, parse_flags, run_command
-from common.files import ROOT
+from common.model_files import load_tokenizer
 from completion.python_lines import HEADS
 from completion.stopping import make_stop_rule
 
@@ -40,7 +40,7 @@ BODIES = {
 class Flags:
     python_source: str = flag("stdlib", "folder of Python files; stdlib: the running Python's own library")
     java_source: str = flag("", "folder of Java files; none: Python alone is measured")
-    tokenizer: str = flag("pretrained/tiny/tokenizer.json", "tokenizer.json that cuts the rest into tokens")
+    tokenizer: str = flag("tiny", "what cuts the rest into tokens: a model folder, a known name or a Hub id")
     per_kind: int = flag(300, "cuts of each kind at most")
     seed: int = flag(0, "seed of the sample")
     failures: int = flag(0, "failures to print of each kind")
@@ -56,10 +56,8 @@ class Cut:
 
 
 def main(argv: list[str] | None = None) -> None:
-    from tokenizers import Tokenizer
-
     flags = parse_flags(Flags, __doc__, argv)
-    tokenizer = Tokenizer.from_file(str(ROOT / flags.tokenizer))
+    tokenizer = load_tokenizer(flags.tokenizer)
     folder = Path(io.__file__).parent if flags.python_source == "stdlib" else Path(flags.python_source)
     _report(
         "python", (cut for file in _files(folder, ".py", flags.seed) for cut in python_cuts(file)), tokenizer, flags

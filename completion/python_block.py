@@ -17,7 +17,8 @@ class PythonBlock:
     The prompt's last line opens a block if it ends in the colon of its head, or is not finished and turns out so. A
     statement's later clauses (`else`, `except`, ...) belong to it. Where no definition is around, the outermost
     compound statement counts; outside any block the completion ends at the first blank line between two statements.
-    So does a line between the column of a block and that of its statements, which would not be Python.
+    So does a line that would not be Python there: between the column of a block and that of its statements, or further
+    in than the statement before it, which opened no block.
     A definition that begins a completion among a class's or a module's statements ends it.
     """
 
@@ -35,7 +36,7 @@ class PythonBlock:
         self._body: int | None = None  # column of the first statement in that block
         self._pending = True  # whether the next statement tells which it is
         self._wanted = False  # whether that statement was begun in the prompt, so that it is the one if it can be
-        last = self._statements[-1] if self._statements else None
+        last = self._before = self._statements[-1] if self._statements else None  # the latest whole statement
         if last is None:
             return
         if last.is_head:
@@ -44,6 +45,7 @@ class PythonBlock:
             self._wanted = True
         elif not last.closed:
             self._statements.pop()
+            self._before = self._statements[-1] if self._statements else None
             self._wanted = not last.inline
             if last.inline and last.word in HEADS:
                 self._block, self._pending = self._around(last.indent), False
@@ -84,6 +86,7 @@ class PythonBlock:
             ends |= self._body is not None and column < indent < self._body
             if ends and indent == column and not whole and any(c.startswith(word) for c in _CLAUSES.get(clause, ())):
                 return
+        ends |= self._before is not None and indent > self._before.indent and not self._before.is_head
         if ends and word != "#" and not self._started:  # nothing to end yet: the next block it is, then
             self._block, self._pending, self._wanted, ends = None, True, False, False
         if not ends:
@@ -92,7 +95,7 @@ class PythonBlock:
             self._done = True
 
     def _take(self, line: Line) -> None:
-        self._blank = False
+        self._blank, self._before = False, line
         if line.word == "@" and self._pending:
             self._wanted = True
             return

@@ -70,6 +70,11 @@ def check(prompt, kept, further, language):
         ("def f(self):\n        a\n", "        b", "\n    c"),
         ("def f():\n    a\n    if b:\n", "            c\n            d", "\n        e"),
         ("if a:\n        b\nelse:\n", "  c\n  d", "\n e"),
+        # A line further in than the statement before it, which opened no block.
+        ("x = [y for y in ", "z]", "\n    for a in b:\n        c"),
+        ("assert f(3) ==", " 4", "\n    assert f(4) == 5"),
+        ("def f():\n    a = (b,\n", "        c)\n    d", "\n        e"),
+        ("def f():\n    ", "if a: b\n    c", "\n      d"),
     ],
 )
 @pytest.mark.parametrize("line_break", ["\n", "\r\n"])
