@@ -19,11 +19,15 @@ def before_circle(text: str) -> tuple[int, bool]:
             starts.append(place + line.index(stripped[0]))
             lines.append(line)
         place += len(line) + 1
-    held, is_open = len(text.rstrip()), not text.endswith("\n")
+    held, is_open = len(text.rstrip()), bool(text[text.rfind("\n") + 1 :].strip())
     for period in range(1, LINES + 1):
         again = _lines_again(lines, period, is_open)
         if again:
-            held = min(held, len(text[: starts[-again]].rstrip()))
+            first = len(lines) - again
+            while first < len(lines) - is_open and lines[first - 1].rstrip().endswith((":", "{")):
+                first += 1  # the line that begins a block is not left without one
+            if first < len(lines):
+                held = min(held, len(text[: starts[first]].rstrip()))
         if again >= (TIMES - 1) * period + is_open:
             return held, True
     return held, bool(lines) and _repeats_a_piece(lines[-1])

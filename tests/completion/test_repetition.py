@@ -32,6 +32,13 @@ def test_lines_that_come_again_and_again_are_said_once(lines):
     assert end <= len("y = 0\n" + once * 3) + 1
 
 
+def test_a_head_keeps_the_first_line_of_its_body():
+    skip = "    if line.startswith('0'):\n        continue\n"
+    shown, end = grown("for line in file:\n    if not line:\n        continue\n" + skip * 5)
+    assert end is not None
+    assert shown.endswith(":\n        continue")
+
+
 @pytest.mark.parametrize("piece", ["x, ", "self.", "--path', '", "_parse", "of the minimum "])
 def test_a_piece_of_a_line_that_comes_again_and_again_is_noticed(piece):
     _, end = grown("    return " + piece * 60)
