@@ -77,6 +77,7 @@ class ModelTrainer:
         self.total_steps = config.num_epochs_train * self.steps_per_epoch
         if config.max_steps:
             self.total_steps = min(self.total_steps, config.max_steps)
+        self.epochs = math.ceil(self.total_steps / self.steps_per_epoch)
         self.fim = self.middles = None
         if config.fim_rate:
             self.fim = FimEpochs(train_dataset, model, config.fim_rate, config.seed, self._order)
@@ -295,7 +296,7 @@ class ModelTrainer:
         values |= {"loss_dev": scores["loss"], f"best_score_for_{evaluator.early_stop_on}": progress.best_score}
         self.metrics.log(values, progress.step)
         logger.info("   ***** Evaluation report *****")
-        logger.info("  Epoch = %d/%d", progress.epoch + 1, self.config.num_epochs_train)
+        logger.info("  Epoch = %d/%d", progress.epoch + 1, self.epochs)
         logger.info("  Steps = %d/%d", progress.step, self.total_steps)
         logger.info("  Early stop count = %d/%d", progress.early_stop_count, self.config.early_stop)
         logger.info("  Best score (%s) = %s", evaluator.early_stop_on, progress.best_score)
@@ -310,7 +311,7 @@ class ModelTrainer:
             "evaluation_steps": self.config.evaluation_steps,
             "train_batch_size": self.batch,
             "epoch": self.progress.epoch + 1,
-            "total_epochs": self.config.num_epochs_train,
+            "total_epochs": self.epochs,
             "steps": self.progress.epoch_step,
             "saved_at_total_steps": self.progress.step,
             "steps_per_epoch": self.steps_per_epoch,
@@ -382,7 +383,7 @@ class ModelTrainer:
         logger.info("  Device: %s, %s", self.device, str(self.dtype).removeprefix("torch."))
         logger.info("  Num of training examples = %d", len(self.batches))
         logger.info("  Num of development examples = %d", len(self.dev_evaluator.dataset))
-        logger.info("  Steps per epoch = %d, epochs = %d", self.steps_per_epoch, self.config.num_epochs_train)
+        logger.info("  Steps per epoch = %d, epochs = %d", self.steps_per_epoch, self.epochs)
         logger.info("  Batch = %d windows on %d processes", self.batch, world_size())
         logger.info("  Total optimization steps = %d, warm-up steps = %d", self.total_steps, self.warmup_steps)
         logger.info("  Output path: %s", self.run_folder)

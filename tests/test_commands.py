@@ -1,6 +1,7 @@
 """The commands train.py and evaluate.py as a user types them: what they refuse, what they keep, what they write."""
 
 import json
+import math
 import os
 import socket
 import subprocess
@@ -37,6 +38,7 @@ def test_the_run_folder_holds_what_the_readme_says(run):
     assert "`--max_steps 6`" in card
     report = json.loads((run / "ck_report.json").read_text())
     assert report["saved_at_total_steps"] == 6
+    assert report["total_epochs"] == math.ceil(6 / report["steps_per_epoch"])  # not those that --max_steps leaves out
     assert report["eval_scores_on_dev"]["perplexity"] < 9000
     assert json.loads((run / "hyperparams.json").read_text())["lr"] == 1e-3
     assert "Total params: " in (run / "log.out").read_text()
