@@ -15,9 +15,12 @@ from http.server import BaseHTTPRequestHandler
 from socketserver import ThreadingTCPServer
 
 from completion.infill import read_infill
-from completion.llama_engine import ANY, literal
-from completion.vocabulary import Vocabulary
+from completion.llama_engine import ANY, grammar, literal
+from completion.vocabulary import Vocabulary, decodable
 
+# Of the tokens that begin with half a word, those with the smallest ids, which vocabularies give to frequent ones. Each
+# more costs time: with all 2,717 that begin with ` c`, Qwen needed 1.7 s more for an answer, with 200 0.15 s.
+FREQUENT = 128
 LARGEST_REQUEST = 64 << 20  # bytes; an editor sends some 100 kB
 
 
@@ -67,7 +70,12 @@ class InfillRelay(ThreadingTCPServer):
         stops = any(word in again for word in infill.get("stop", []))
         if not again or before is None or stops or infill.get("stream") or "grammar" in infill:
             return "/completion", infill | {"prompt": [*prompt.ids, *prompt.beginning.exact]}, ""
-        request = infill | {"prompt": [*prompt.ids, *before], "grammar": f"root ::= {literal(end)} {ANY}"}
+        if before:
+            rule = f"root ::= {literal(end)} {ANY}"
+        else:
+            frequent = sorted(vocabulary.beginning_with(end))[:FREQUENT]
+            rule = grammar(prompt.beginning, [id for id in frequent if decodable(vocabulary.bytes_of(id))], ANY)
+        request = infill | {"prompt": [*prompt.ids, *before], "grammar": rule}
         if request.get("n_predict", -1) > 0:
             request["n_predict"] += len(prompt.beginning.exact)
         return "/completion", request, again

@@ -43,5 +43,7 @@ def test_half_a_word_is_left_for_the_answer_which_has_room_for_it(relay):
     assert request["n_predict"] > 9
     assert len(request["prompt"]) <= 256
     assert "n_predict" not in relay.completion(PYTHON)[1]
+    (whole,) = relay.vocabulary.encode(" return")
+    assert f"<[{whole}]>" in request["grammar"]
     for unsuited in ({"stream": True}, {"grammar": 'root ::= "x"'}, {"stop": ["e"]}):
         assert relay.completion(PYTHON | unsuited)[1].get("grammar") == unsuited.get("grammar")
