@@ -62,10 +62,10 @@ def notes(found: list[Completion], options: Settings, ignores_suffix: bool = Fal
         said.append(f"the prompt is longer than the model's context: its first {dropped} tokens were left out")
     why = {
         "loop": "stopped where the model began to repeat itself",
-        "length": f"stopped after {options.max_new_tokens} tokens (--max_length): the last line may be unfinished",
-        "context": "stopped where the model's context ends: the last line may be unfinished",
-        "interrupted": "stopped by Ctrl-C: the last line may be unfinished",
+        "length": f"stopped after {options.max_new_tokens} tokens (--max_length)",
+        "context": "stopped where the model's context ends",
+        "interrupted": "stopped by Ctrl-C",
     }
     for reason in dict.fromkeys(completion.stop_reason for completion in found if not completion.finished):
-        said.append(why[reason])
+        said.append(why[reason] + ": the last line may be unfinished" * (reason != "loop"))
     return said

@@ -36,7 +36,8 @@ class PythonBlock:
         self._body: int | None = None  # column of the first statement in that block
         self._pending = True  # whether the next statement tells which it is
         self._wanted = False  # whether that statement was begun in the prompt, so that it is the one if it can be
-        last = self._before = self._statements[-1] if self._statements else None  # the latest whole statement
+        self._before: Line | None = None  # the latest whole statement
+        last = self._statements[-1] if self._statements else None
         if last is None:
             return
         if last.is_head:
@@ -45,11 +46,11 @@ class PythonBlock:
             self._wanted = True
         elif not last.closed:
             self._statements.pop()
-            self._before = self._statements[-1] if self._statements else None
             self._wanted = not last.inline
             if last.inline and last.word in HEADS:
                 self._block, self._pending = self._around(last.indent), False
                 self._body = self._begun_body()
+        self._before = next(reversed(self._statements), None)
 
     def __call__(self, text: str) -> tuple[int, bool]:
         while not self._done and (at := text.find("\n", max(0, self._row_start))) >= 0:

@@ -61,10 +61,9 @@ def ask(port, path, body=None, key=KEY, **headers):
 
 
 REQUEST = {"prompt": "def add(a, b):\n    return", "max_tokens": 8, "temperature": 0}
-
-
-FILL_IN = {"input_prefix": "def longest(words):\n    best = None\n    for index, word in ", "prompt": "enumera"}
-FILL_IN |= {
+FILL_IN = {
+    "input_prefix": "def longest(words):\n    best = None\n    for index, word in ",
+    "prompt": "enumera",
     "input_suffix": "\n        print(index, word)\n    return best\n",
     "temperature": 0,
     "n_predict": 12,
