@@ -11,8 +11,8 @@ from pathlib import Path
 
 from common.command import Flags, InputError, flag, folder_name, output_file, parse_flags, run_command
 from common.files import atomic_write, dataset_file
+from evaluation.loss import SingleCLMEvaluator
 from training.config import PRECISIONS
-from training.evaluator import SingleCLMEvaluator
 
 
 def spans_or_line(text: str) -> str:
@@ -112,9 +112,9 @@ def main() -> None:
 
 
 def evaluate_problems(flags: EvaluateFlags) -> None:
-    from completion.load_engine import load_engine
-    from completion.solving import Solving, model_fingerprint, parse_ks, solve
-    from execution.measure import print_summary
+    from completion.engines.load_engine import load_engine
+    from evaluation.measure import print_summary
+    from evaluation.solving import Solving, model_fingerprint, parse_ks, solve
 
     solving = Solving(
         flags.n_samples,
@@ -147,10 +147,10 @@ def evaluate_problems(flags: EvaluateFlags) -> None:
 def evaluate_infill(flags: EvaluateFlags) -> None:
     from common.model_files import load_tokenizer
     from common.source_code import read_source
-    from completion.infill_evaluation import choose_spans, infill_table, measure
-    from completion.load_engine import load_engine
+    from completion.engines.load_engine import load_engine
     from dataset.format import read_meta
     from dataset.problems import split_sources
+    from evaluation.infill import choose_spans, infill_table, measure
 
     dev_file = dataset_file(flags.dataset_name, "dev")
     engine = load_engine(flags.model_path, flags.precision)

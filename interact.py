@@ -17,13 +17,13 @@ from pathlib import Path
 from common.command import InputError, flag, parse_flags, run_command, utf8
 from common.model_files import BEST_MODEL, newest_run
 from common.source_code import LANGUAGES, decode_source, language_of, read_source
-from completion.commands import describe, notes
 from completion.complete import complete
-from completion.conversation import Repl, interruptible
-from completion.engine import Engine
-from completion.load_engine import PRECISIONS, has_gpu, load_engine
-from completion.plain_screen import printable
+from completion.engines.engine import Engine
+from completion.engines.load_engine import PRECISIONS, has_gpu, load_engine
 from completion.settings import Settings
+from completion.terminal.commands import describe, notes
+from completion.terminal.conversation import Repl, interruptible
+from completion.terminal.plain_screen import printable
 
 
 @dataclass(frozen=True)

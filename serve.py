@@ -96,11 +96,11 @@ def check_port(host: str, port: int) -> None:
 def start(flags: ServeFlags, key: str) -> list:
     """Load the model, listen, and say how to use it; returns what listens."""
     from common.model_files import find_pretrained, newest_run
-    from completion.gguf_cache import converted
-    from completion.gguf_errors import CannotConvert
-    from completion.infill_relay import InfillRelay
-    from completion.llama_engine import load_library
-    from completion.vocabulary import Vocabulary, context_length
+    from completion.engines.llama_engine import load_library
+    from completion.gguf_export.errors import CannotConvert
+    from completion.gguf_export.gguf_cache import converted
+    from completion.tokens import Vocabulary, context_length
+    from serving.relay import InfillRelay
 
     path = flags.model_path or newest_run()
     folder = find_pretrained(path)

@@ -25,7 +25,7 @@ from training.recipes import find_recipe
 if TYPE_CHECKING:
     import torch
 
-    from completion.pass_rate import PassRate
+    from evaluation.pass_rate import PassRate
     from model import GPTSingleHead
     from trainer import ModelTrainer
 
@@ -82,9 +82,9 @@ def read_flags() -> TrainConfig:
 
 def make_trainer(config: TrainConfig, files: list[Path], run_folder: Path, device: "torch.device") -> "ModelTrainer":
     from data import SrcCodeDataset
+    from evaluation.loss import SingleCLMEvaluator
     from trainer import ModelTrainer
     from training import processes
-    from training.evaluator import SingleCLMEvaluator
 
     pass_rate = make_pass_rate(config)
     model = load_model(config, run_folder)
@@ -104,7 +104,7 @@ def make_trainer(config: TrainConfig, files: list[Path], run_folder: Path, devic
 def make_pass_rate(config: TrainConfig) -> "PassRate | None":
     if not config.problems:
         return None
-    from completion.pass_rate import PassRate
+    from evaluation.pass_rate import PassRate
 
     return PassRate(Path(config.problems), config.max_problems, config.allow_weak_sandbox)
 

@@ -19,10 +19,10 @@ from common.command import InputError
 from common.devices import autocast, choose_dtype
 from common.files import atomic_write, replace_folder
 from data import SrcCodeDataset, TokenBatches
+from evaluation.loss import SingleCLMEvaluator
 from model import GPTSingleHead, fuse_activations
 from training.checkpoint import Progress, one_line_when_full, read_progress, restore_checkpoint, save_checkpoint
 from training.config import TrainConfig
-from training.evaluator import SingleCLMEvaluator
 from training.fim import FimEpochs, MiddleEvaluator
 from training.model_card import model_card
 from training.processes import StopSignal, all_sum, is_main, rank, world_size

@@ -21,8 +21,8 @@ from pathlib import Path
 
 from common.command import InputError, flag, parse_flags, run_command
 from common.model_files import load_tokenizer
-from completion.python_lines import HEADS
-from completion.stopping import make_stop_rule
+from completion.stop_rules.python_lines import HEADS
+from completion.stop_rules.stop_rule import make_stop_rule
 
 NOT_CODE = {"site-packages", "test", "tests", "idlelib", "lib2to3"}
 MARGIN = 2000  # characters behind the true end that the rule could run on to

@@ -95,8 +95,8 @@ def _in_pytorch(folder: Path, new: int) -> dict[str, Callable[[], int]]:
 
 def _in_engine(folder: Path, new: int) -> dict[str, Callable[[], int]]:
     from completion.complete import complete
-    from completion.llama_engine import LlamaEngine
-    from completion.load_engine import load_engine
+    from completion.engines.llama_engine import LlamaEngine
+    from completion.engines.load_engine import load_engine
 
     engine = load_engine(str(folder))
     ids = [*engine.vocabulary.start("python"), *engine.vocabulary.encode(SOURCE)]

@@ -22,10 +22,10 @@ from common.command import InputError
 from common.devices import choose_dtype
 from common.model_files import find_pretrained, load_tokenizer
 from common.source_code import SPECIAL_WORDS
+from evaluation.loss import SingleCLMEvaluator
 from model import GPTSingleHead
 from trainer import ModelTrainer
 from training.config import TrainConfig
-from training.evaluator import SingleCLMEvaluator
 
 LENGTH = 256  # tokens of a window, as train.py's default
 REFERENCE_BATCH = 8  # windows in one forward pass of the 2020 reference's evaluation

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from common.command import Flags, InputError, flag, parse_flags, run_command
 from completion.complete import complete_all
-from completion.load_engine import PRECISIONS, load_engine
+from completion.engines.load_engine import PRECISIONS, load_engine
 from completion.prompt import Beginning, Prompt
 
 KINDS = ("line end", "inside a line", "inside a word")

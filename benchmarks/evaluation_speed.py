@@ -8,7 +8,7 @@ import torch
 from benchmarks.contenders import REFERENCE_BATCH, RandomRows, evaluate_plainly, large_batch, new_model
 from benchmarks.timing import seconds_of
 from common.devices import keep_freed_memory
-from training.evaluator import SingleCLMEvaluator
+from evaluation.loss import SingleCLMEvaluator
 
 PLAIN = "plain float32, batches of 8"
 EVALUATION_SECONDS = 10  # as long, so that what an evaluation does once weighs little

@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from math import exp
 
-from completion.engine import Engine, Step
+from completion.engines.engine import Engine, Step
 from completion.infill import read_infill
 from completion.prompt import Prompt, read_prompt
-from completion.repetition import before_circle
 from completion.settings import Completion, Settings
-from completion.stopping import StopRule, make_stop_rule
-from completion.suffix_rule import before_suffix
-from completion.vocabulary import Vocabulary
+from completion.stop_rules.repetition import before_circle
+from completion.stop_rules.stop_rule import StopRule, make_stop_rule
+from completion.stop_rules.suffix_rule import before_suffix
+from completion.tokens import Vocabulary
 
 
 def complete(

@@ -26,8 +26,8 @@ class ExportConfig(Flags):
 def main(argv: list[str] | None = None) -> None:
     config = parse_flags(ExportConfig, __doc__, argv)
     from common.model_files import find_pretrained
-    from completion.gguf_errors import CannotConvert
-    from completion.gguf_file import convert
+    from completion.gguf_export.errors import CannotConvert
+    from completion.gguf_export.gguf_file import convert
 
     folder, output = find_pretrained(config.model_path), Path(config.output)
     try:

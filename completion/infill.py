@@ -2,7 +2,7 @@
 
 from common.fim_words import FimWords
 from completion.prompt import Prompt, split_end
-from completion.vocabulary import Vocabulary
+from completion.tokens import Vocabulary
 
 SUFFIX_SHARE = 4  # the suffix gets one part in four of the context, and more where the prefix is short
 

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from completion.stopping import lacks_body
-from completion.vocabulary import Vocabulary, common_length, decodable
+from completion.stop_rules.stop_rule import lacks_body
+from completion.tokens import Vocabulary, common_length, decodable
 
 # What may follow a prompt, as far as it decides how its end is cut: a word, a blank, a line break, a sign, a digit.
 FOLLOWERS = ("x", " ", "\t", "\n", "\r\n", "(", "=", "1")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from common.command import Flags, flag
-from completion.stopping import STOPS
+from completion.stop_rules.stop_rule import STOPS
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 python dataset/problems.py --dataset_name source_code                  write dataset/source_code/problems.jsonl
 python evaluate.py --problems dataset/source_code/problems.jsonl       complete them and run the completions
 
-This runs the sources' functions and examples, in the sandbox of execution/.
+This runs the sources' functions and examples, in the sandbox of sandbox/.
 """
 
 import json
@@ -23,8 +23,8 @@ from dataset.doctests import Cut, cut_problems
 from dataset.format import read_meta
 from dataset.sources import SourceFile, find_sources, read_text
 from dataset.windows import tokenize_files
-from execution.problem_file import Problem
-from execution.running import Judge, in_parallel
+from sandbox.problem_file import Problem
+from sandbox.running import Judge, in_parallel
 
 if TYPE_CHECKING:
     import numpy as np

@@ -13,7 +13,12 @@ from forked import run_forked
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 os.environ |= {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "WANDB_SILENT": "true"}
-ROOMS = sorted(file.parent.name for file in ROOT.glob("*/__init__.py"))
+ROOMS = sorted(
+    str(file.parent.relative_to(ROOT))
+    for depth in ("*", "*/*")
+    for file in ROOT.glob(f"{depth}/__init__.py")
+    if not file.relative_to(ROOT).parts[0].startswith(".")
+)
 GPT2_VOCABULARY = ROOT.parent / "shared" / "gpt2"
 
 
@@ -66,7 +71,7 @@ def scalars(run_folder):
 def project(tmp_path_factory) -> Project:
     folder = tmp_path_factory.mktemp("project")
     for file in [*ROOT.glob("*.py"), *(file for room in ROOMS for file in (ROOT / room).glob("*.py"))]:
-        (folder / file.relative_to(ROOT)).parent.mkdir(exist_ok=True)
+        (folder / file.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(file, folder / file.relative_to(ROOT))
     shutil.copytree(ROOT / "pretrained", folder / "pretrained")
     sources = folder / "dataset" / "Python"

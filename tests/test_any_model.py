@@ -12,8 +12,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from common.command import InputError
 from common.source_code import SPECIAL_WORDS
 from data import SrcCodeDataset
+from evaluation.loss import SingleCLMEvaluator, token_bytes
 from model import GPTSingleHead
-from training.evaluator import SingleCLMEvaluator, token_bytes
 
 TEXT = [
     "def add(a, b):\n    return a + b\n",

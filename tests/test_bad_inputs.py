@@ -4,10 +4,10 @@ import dataclasses
 import math
 import sys
 
+import benchmark
 import pytest
 
 import analysis
-import benchmark
 import evaluate
 import interact
 import serve

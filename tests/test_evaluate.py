@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from common.source_code import SPECIAL_WORDS
 from data import SrcCodeDataset
-from training.evaluator import SingleCLMEvaluator
+from evaluation.loss import SingleCLMEvaluator
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_the_model_keeps_its_mode(model, dev):
 
 
 def test_bytes_of_tokens_are_those_of_the_text(model):
-    from training.evaluator import token_bytes
+    from evaluation.loss import token_bytes
 
     text = "def größe(x):\n\treturn '✓' + x  # 東京\n"
     assert token_bytes(model)[model.tokenize(text)].sum() == len(text.encode())

@@ -9,14 +9,15 @@ from conftest import ROOMS, ROOT
 # From the ground up: a file imports from rooms below its own, or from its own.
 FLOORS = (
     {"common"},
-    {"execution"},
+    {"sandbox"},
     {"dataset"},
     {"model"},
     {"data"},
     {"training", "completion"},
+    {"serving", "evaluation"},
     {"trainer", "charts"},
     {"benchmarks"},
-    {"train", "evaluate", "interact", "analysis", "benchmark", "serve"},
+    {"train", "evaluate", "interact", "analysis", "serve"},
 )
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 FILES = sorted([*ROOT.glob("*.py"), *(file for room in ROOMS for file in (ROOT / room).glob("*.py"))])

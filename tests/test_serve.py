@@ -15,7 +15,7 @@ import pytest
 from conftest import ROOT
 
 from completion.complete import complete
-from completion.load_engine import load_engine
+from completion.engines.load_engine import load_engine
 
 pytest.importorskip("xllamacpp", reason="serve.py needs xllamacpp")
 KEY = "a-key-of-our-own"

@@ -10,9 +10,9 @@ from conftest import scalars
 
 from common.command import InputError
 from data import SrcCodeDataset
+from evaluation.loss import SingleCLMEvaluator
 from trainer import ModelTrainer
 from training.config import TrainConfig
-from training.evaluator import SingleCLMEvaluator
 from training.schedule import epoch_order, lr_factor
 
 CONFIG = TrainConfig(

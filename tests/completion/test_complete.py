@@ -15,12 +15,12 @@ from transformers import MistralConfig, MistralForCausalLM
 
 from common.command import InputError
 from completion.complete import complete, complete_all, parses, rank
-from completion.engine import Step
-from completion.fixed_cache import FixedStep, cache_name
+from completion.engines.engine import Step
+from completion.engines.fixed_cache import FixedStep, cache_name
+from completion.engines.torch_engine import TorchEngine, choose
 from completion.prompt import Beginning, Prompt, read_prompt
 from completion.settings import Completion, Settings
-from completion.stopping import logical_lines, make_stop_rule, unfinished
-from completion.torch_engine import TorchEngine, choose
+from completion.stop_rules.stop_rule import logical_lines, make_stop_rule, unfinished
 
 PROMPT = "def add(a, b):"
 

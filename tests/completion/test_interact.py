@@ -15,11 +15,11 @@ import torch
 import interact
 from common.command import InputError
 from common.source_code import SPECIAL_WORDS
-from completion.commands import HELP
 from completion.complete import complete
-from completion.engine import Step
-from completion.load_engine import load_engine
-from completion.torch_engine import TorchEngine
+from completion.engines.engine import Step
+from completion.engines.load_engine import load_engine
+from completion.engines.torch_engine import TorchEngine
+from completion.terminal.commands import HELP
 from model import GPTSingleHead
 
 CONTEXT = 30_000

@@ -4,9 +4,9 @@ import pytest
 from test_gguf import LLAMA, NEOX, byte_level, save_model, sentence_piece
 
 from completion.complete import complete
-from completion.load_engine import load_engine
+from completion.engines.load_engine import load_engine
 from completion.prompt import read_prompt
-from completion.vocabulary import Vocabulary
+from completion.tokens import Vocabulary
 
 KINDS = {"gpt-2": lambda: byte_level("gpt-2"), "qwen2": lambda: byte_level("qwen2"), "sentencepiece": sentence_piece}
 PROMPTS = [

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from dataset.doctests import cut_problems
-from execution.problem_file import read_problems
+from sandbox.problem_file import read_problems
 
 MODULE = '''"""A module."""
 from __future__ import annotations

@@ -10,10 +10,10 @@ from conftest import scalars
 from common.command import InputError
 from common.fim_words import FAMILIES
 from data import SrcCodeDataset
+from evaluation.loss import SingleCLMEvaluator
 from model import GPTSingleHead
 from trainer import ModelTrainer
 from training.config import TrainConfig
-from training.evaluator import SingleCLMEvaluator
 from training.fim import fim_rows, learn_fim_words
 
 CONFIG = TrainConfig(

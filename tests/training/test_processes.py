@@ -23,7 +23,7 @@ from model import GPTSingleHead
 from safetensors.torch import save_file
 from trainer import ModelTrainer
 from training.config import TrainConfig
-from training.evaluator import SingleCLMEvaluator
+from evaluation.loss import SingleCLMEvaluator
 
 base, data, folder = map(Path, sys.argv[1:])
 processes.start(1, "0")

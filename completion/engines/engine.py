@@ -1,0 +1,40 @@
+"""What the engines have in common: what they are asked for, and how a language model is found and given one."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from completion.prompt import Prompt
+from completion.settings import Settings
+from completion.tokens import Vocabulary
+
+
+@dataclass(frozen=True)
+class Step:
+    """A token of one candidate.
+
+    Attributes:
+        candidate: its number, counted over all prompts.
+        log_prob: under the model, before any setting of the sampling, in nats. Where the text of the token is given, as
+            at the prompt's end, it is that of the choice among the tokens that spell it. None: the engine cannot tell.
+    """
+
+    candidate: int
+    token: int
+    log_prob: float | None
+
+
+class Engine(Protocol):
+    """Generates tokens with a model."""
+
+    name: str  # for the user: the program and how it stores the weights
+    vocabulary: Vocabulary
+    context_length: int  # the most tokens, prompt and completion together, that the model has positions for
+
+    def stream(self, prompts: Sequence[Prompt], options: Settings, over: set[int]) -> Iterator[Step]:
+        """Generate `options.candidates` candidates for each prompt, all of them at once where it can be done.
+
+        The first of several candidates takes the likeliest token every time. A candidate ends where its context is
+        full, after enough tokens for `max_new_tokens`, or soon after its number is put into `over`.
+        """
+        ...

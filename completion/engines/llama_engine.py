@@ -1,0 +1,327 @@
+"""Generate with llama.cpp, in this process and on its CPU; neither torch nor transformers is imported."""
+
+import math
+import os
+import queue
+import random
+import secrets
+import shutil
+import signal
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from completion.engines.engine import Step
+from completion.gguf_export.gguf_cache import converted
+from completion.prompt import Beginning, Prompt
+from completion.settings import Settings
+from completion.tokens import Vocabulary, context_length, decodable
+
+SEQUENCES = 8  # that decode together at most, unless one prompt has more candidates
+ROOM = 1024  # tokens of context at least, so that a conversation need not begin anew at every prompt
+# Tokens this much less likely than the likeliest are not sorted for top_p, which would cost as much as a small model's
+# layers. Of a vocabulary of 150,000 they are together at most 1 % of the probability, and never so many.
+NEGLIGIBLE = 1e-7
+CONSIDERED = 256  # likeliest tokens among which one that spells the prompt's end is looked for
+# A prompt of more tokens than this is not read twice, once for the greedy candidate and once for the others: it is
+# decoded in turn instead, which costs less.
+READ_TWICE = 256
+SMALL = 40_000_000  # bytes; the layers of a smaller model are so short that threads wait longer than they work
+
+
+class LlamaEngine:
+    """A model folder as llama.cpp runs it, converted on first use.
+
+    Args:
+        folder: of a saved model.
+        kind: how its weights are stored: q8_0 or f16.
+    Raises:
+        CannotConvert: the model has no certain GGUF form.
+        ImportError: xllamacpp or gguf is not installed, or does not work on this machine.
+        InputError: as `Vocabulary.load`.
+    """
+
+    def __init__(self, folder: Path, kind: str = "q8_0"):
+        self._library = load_library()
+        self.name = f"llama.cpp, {kind.upper()}"
+        self._file = converted(folder, kind)
+        self.vocabulary = Vocabulary.load(folder)
+        self.context_length = context_length(folder)
+        self._threads = 1 if self._file.stat().st_size < SMALL else free_cores()
+        self._server, self._sequences, self._room = None, 0, 0
+
+    def stream(self, prompts: Sequence[Prompt], options: Settings, over: set[int]) -> Iterator[Step]:
+        """See `Engine.stream`."""
+        room = max(len(prompt.ids) + len(prompt.beginning.text) for prompt in prompts) + options.max_new_tokens
+        at_once = max(1, min(len(prompts), SEQUENCES // options.candidates))
+        self._serve(min(room, self.context_length), at_once * options.candidates)
+        steps: queue.SimpleQueue[Step | BaseException | None] = queue.SimpleQueue()
+        closing = threading.Event()
+
+        def work(first: int, prompt: Prompt) -> None:
+            def emit(step: Step) -> bool:
+                steps.put(step)
+                return closing.is_set() or step.candidate in over
+
+            try:
+                if not closing.is_set():
+                    self._generate(prompt, options, range(first, first + options.candidates), emit)
+                steps.put(None)
+            except BaseException as error:  # shown by the thread that reads the steps
+                steps.put(error)
+
+        with ThreadPoolExecutor(at_once) as pool:
+            try:
+                for place, prompt in enumerate(prompts):
+                    pool.submit(work, place * options.candidates, prompt)
+                running = len(prompts)
+                while running:
+                    step = steps.get()
+                    if step is None:
+                        running -= 1
+                    elif isinstance(step, Step):
+                        yield step
+                    else:
+                        raise step
+            finally:
+                closing.set()
+
+    def answer(self, request: dict, sequences: int) -> None:
+        """Have a request of llama.cpp's own form answered, and nothing done with it: what `stream` is measured by."""
+        self._serve(len(request["prompt"]) + request["n_predict"], sequences)
+        self._ask(request, lambda choice: False)
+
+    def _generate(
+        self, prompt: Prompt, options: Settings, numbers: Sequence[int], emit: Callable[[Step], bool]
+    ) -> None:
+        """Generate the candidates with these numbers; `emit` takes each token and answers whether that is enough."""
+        request: dict = {"prompt": prompt.ids}
+        given: float | None = 0.0  # the log-probability of all first tokens that spell the prompt's end
+        if prompt.needs_text:
+            request["grammar"] = f"root ::= {SOME_TEXT}"
+        if prompt.beginning.text:
+            likely = self._likeliest(prompt.ids)
+            fitting = {token: likely[token] for token in self._fitting(prompt.beginning, likely)}
+            request["grammar"] = grammar(prompt.beginning, fitting, SOME_TEXT if prompt.needs_text else ANY)
+            given = math.log(sum(map(math.exp, fitting.values()))) if fitting else None
+        most = options.max_new_tokens + len(prompt.beginning.text)
+        request |= {
+            "n_predict": min(most, self.context_length - len(prompt.ids)),
+            "n_probs": 1,
+            "samplers": ["penalties", "temperature", "min_p", "top_k", "top_p"],
+            "min_p": NEGLIGIBLE,
+            "top_k": options.top_k,
+            "top_p": options.top_p,
+            "repeat_penalty": options.repetition_penalty,
+            "repeat_last_n": self.context_length,
+            "seed": seed_of(options.seed, numbers[0]),
+        }
+        greedy = len(numbers) > 1 or options.temperature == 0
+        parts = [(0.0, numbers[:greedy]), (options.temperature, numbers[greedy:])]
+        parts = [part for part in parts if part[1]]
+        # With a seed in turn too: what shares a step with a sequence decides the last bits of its sums.
+        together = len(prompt.ids) <= READ_TWICE and options.seed is None
+        with ThreadPoolExecutor(len(parts) if together else 1) as pool:
+            for _ in pool.map(lambda part: self._sample(request, *part, given, emit), parts):
+                pass
+
+    def _sample(
+        self,
+        request: dict,
+        temperature: float,
+        numbers: Sequence[int],
+        given: float | None,
+        emit: Callable[[Step], bool],
+    ) -> None:
+        """Generate candidates at one temperature."""
+        begun, enough = set(), set()
+
+        def read(choice: dict) -> bool:
+            number = numbers[choice["index"]]
+            for token, log_prob in self._tokens(choice):
+                if log_prob is not None and number not in begun:
+                    log_prob = None if given is None else min(0.0, log_prob - given)
+                begun.add(number)
+                if emit(Step(number, token, log_prob)):
+                    enough.add(number)
+            return len(enough) == len(numbers)
+
+        self._ask(request | {"n": len(numbers), "temperature": temperature}, read)
+
+    def _ask(self, request: dict, read: Callable[[dict], bool]) -> None:
+        """Send a request; `read` takes each part of the answer and says whether that is enough."""
+        failures = []
+
+        def guarded(chunk: dict) -> bool:
+            try:
+                if "error" in chunk:
+                    raise RuntimeError(f"llama.cpp: {chunk['error']['message']}")
+                return read(chunk["choices"][0])
+            except BaseException as error:  # an exception must not leave a function that C++ has called
+                failures.append(error)
+                return True
+
+        self._server.handle_completions(request | {"stream": True, "cache_prompt": True}, guarded)
+        if failures:
+            raise failures[0]
+
+    def _likeliest(self, ids: list[int]) -> dict[int, float]:
+        """The likeliest next tokens and their log-probabilities."""
+        found: dict[int, float] = {}
+
+        def read(choice: dict) -> bool:
+            for score in _scores(choice):
+                found.update((entry["id"], entry["logprob"]) for entry in score["top_logprobs"])
+            return False
+
+        request = {"prompt": ids, "n_predict": 1, "n_probs": CONSIDERED, "temperature": 0, "grammar": WHOLE_CHARACTERS}
+        self._ask(request, read)
+        return found
+
+    def _fitting(self, beginning: Beginning, likely: dict[int, float]) -> list[int]:
+        """Those of the likely tokens that may be the first of the answer."""
+        inner = {way[0] for way in beginning.ways if way}
+        spelled = {token: self.vocabulary.bytes_of(token) for token in likely}
+        return [
+            token
+            for token, text in spelled.items()
+            if token in inner or (text.startswith(beginning.text) and decodable(text))
+        ]
+
+    def _tokens(self, choice: dict) -> Iterator[tuple[int, float | None]]:
+        """The tokens of a part of an answer. A character of several comes as one part that names only the last."""
+        for score in _scores(choice):
+            last, content = self.vocabulary.bytes_of(score["id"]), choice["text"].encode()
+            if last and content != last and content.endswith(last):
+                for token in self.vocabulary.spell(content[: -len(last)]) or ():
+                    yield token, None
+            yield score["id"], score["logprob"]
+
+    def _serve(self, room: int, sequences: int) -> None:
+        """Have a server with room for this many tokens in each of so many sequences."""
+        if self._server and room <= self._room and sequences <= self._sequences:
+            return
+        room = min(self.context_length, max(ROOM, 1 << (room - 1).bit_length()))
+        self._room, self._sequences = max(room, self._room), max(sequences, self._sequences)
+        self._server = None  # its memory first
+        params = self._library.CommonParams()
+        params.model.path = str(self._file)
+        params.n_ctx, params.n_parallel = self._room * self._sequences, self._sequences
+        params.warmup = params.fit_params = params.ui = params.cache_idle_slots = False
+        params.endpoint_slots = params.endpoint_props = False
+        params.cache_ram_mib = params.verbosity = params.n_gpu_layers = 0
+        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = self._threads
+        self._server = start_unreachable(self._library.Server, params)
+
+
+def load_library():
+    """xllamacpp, whose threads wait for each other awake.
+
+    Asleep in between, as is right for torch's (`run_command`), they took twice as long: they meet hundreds of times a
+    token.
+    """
+    os.environ.pop("OMP_WAIT_POLICY", None)
+    import xllamacpp
+
+    return xllamacpp
+
+
+ANY = r"[\x00-\U0010FFFF]*"
+SOME_TEXT = rf"[ \t\r\n]* [^ \t\r\n] {ANY}"
+WHOLE_CHARACTERS = r"root ::= [\x00-\x7F]+"  # nothing is said of a token that is part of one
+
+
+def _scores(choice: dict) -> list[dict]:
+    return (choice.get("logprobs") or {}).get("content") or []
+
+
+def grammar(beginning: Beginning, fitting: Sequence[int], rest: str) -> str:
+    """What holds the answer to begin with the prompt's end and go on with `rest`, in llama.cpp's GBNF.
+
+    Of the tokens that spell all of it, those that the model finds likely are named, since a grammar of characters would
+    also let in any token that spells a part. What follows the first token of a longer cut is given by its characters.
+    """
+    spelled = beginning.vocabulary.bytes_of
+    choices = [f"<[{token}]>" for token in fitting if (token,) not in beginning.ways]
+    for way in sorted(beginning.ways):
+        if way and all(decodable(spelled(token)) for token in way):
+            choices.append(" ".join(f"<[{token}]>" for token in way) + f" {literal(beginning.rest(way))}")
+    if all(decodable(spelled(token)) for token in beginning.exact):
+        choices.append(" ".join(f"<[{token}]>" for token in beginning.exact))
+    else:  # a character of several tokens, which the grammar follows byte by byte
+        choices.append(literal(beginning.text))
+    return f"root ::= ({' | '.join(dict.fromkeys(choices))}) {rest}"
+
+
+def seed_of(seed: int | None, number: int) -> int:
+    """llama.cpp gives the candidates of one request this seed and those after it, so that neighbours must lie apart."""
+    return random.Random(None if seed is None else f"{seed} {number}").getrandbits(31)
+
+
+def literal(text: bytes) -> str:
+    return '"' + "".join(f"\\U{ord(character):08X}" for character in text.decode()) + '"'
+
+
+def start_unreachable(make: Callable, params) -> object:
+    """llama.cpp's server, which listens where nobody can call it: this process alone asks it, and not that way."""
+    folder = Path(tempfile.mkdtemp(prefix="autocoder-"))  # nobody else may enter it
+    try:
+        if hasattr(socket, "AF_UNIX") and os.name != "nt":
+            params.hostnames = [str(folder / "x.sock")]
+        else:
+            params.hostnames, params.port = ["127.0.0.1"], 0
+            params.api_keys = [secrets.token_hex(32)]
+        with own_signals():
+            return make(params)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)  # a socket without a name cannot be connected to
+
+
+@contextmanager
+def own_signals() -> Iterator[None]:
+    """Keep this program's signal handlers, in whose place the server puts its own; a signal waits until the end."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    if threading.current_thread() is not threading.main_thread():  # others may not set handlers
+        yield
+        return
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    can_block = hasattr(signal, "pthread_sigmask")  # not on Windows
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, numbers) if can_block else None
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        if can_block:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
+def free_cores() -> int:
+    """Physical cores, or as many of them as other programs leave free right now, at least one (Linux; elsewhere all).
+
+    llama.cpp's threads wait for each other many times a token: where one has to wait for a processor, all do.
+    """
+    running = []
+    with suppress(OSError, ValueError, IndexError):
+        for _ in range(5):  # the fewest, so that a moment's work counts for nothing
+            running.append(int(Path("/proc/loadavg").read_text().split()[3].partition("/")[0]) - 1)  # without us
+            time.sleep(0.002)
+    free = (os.cpu_count() or 1) - min(running, default=0)
+    return max(1, min(physical_cores(), free))
+
+
+def physical_cores() -> int:
+    """Cores that this process may use, counting those that share a core's arithmetic once (Linux; elsewhere half of
+    more than four)."""
+    usable = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    cores = set()
+    for cpu in usable:
+        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        cores.add(siblings.read_text() if siblings.is_file() else cpu)
+    known = Path("/sys/devices/system/cpu/cpu0/topology/thread_siblings_list").is_file()
+    return len(cores) if known or len(cores) <= 4 else len(cores) // 2

@@ -1,0 +1,69 @@
+"""A model folder with the engine that suits this machine: llama.cpp on a CPU, PyTorch on a GPU or where that cannot."""
+
+import ctypes
+import gc
+import os
+import sys
+from pathlib import Path
+
+from common.command import InputError
+from common.model_files import find_pretrained
+from completion.engines.engine import Engine
+from completion.gguf_export.errors import CannotConvert
+
+IN_LLAMA_CPP = ("q8_0", "f16")
+IN_PYTORCH = ("fp32", "bf16", "fp16")
+PRECISIONS = ("auto", *IN_LLAMA_CPP, *IN_PYTORCH)
+
+
+def load_engine(path: str, precision: str = "auto") -> Engine:
+    """The model at `path`, ready to complete; says in a line on stderr why llama.cpp does not serve, where it should.
+
+    Args:
+        path: a run folder, a model folder, a known name or a Hub id.
+        precision: of PRECISIONS. auto: llama.cpp's 8-bit weights on a CPU, 16 bits in PyTorch on a GPU.
+    Raises:
+        InputError: no such model, or the precision cannot be had for it.
+    """
+    folder = find_pretrained(path)
+    if precision in IN_PYTORCH or (precision == "auto" and has_gpu()):
+        return _in_pytorch(folder, precision)
+    try:
+        from completion.engines.llama_engine import LlamaEngine
+
+        return LlamaEngine(folder, "q8_0" if precision == "auto" else precision)
+    except ImportError as error:
+        reason = f"xllamacpp or gguf cannot be imported ({error})"
+    except CannotConvert as error:
+        reason = f"llama.cpp cannot run it: {error}"
+    if precision != "auto":
+        raise InputError(f"{folder}: {reason}; leave out --precision {precision}, and PyTorch completes")
+    print(f"note: {folder}: {reason}; PyTorch completes", file=sys.stderr)
+    return _in_pytorch(folder, precision)
+
+
+def has_gpu() -> bool:
+    """Whether NVIDIA's driver has a GPU that PyTorch may use. Asking PyTorch would take seconds."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return False
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+        count = ctypes.c_int()
+        return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+    except OSError:
+        return False
+
+
+def _in_pytorch(folder: Path, precision: str) -> Engine:
+    gc.disable()  # none of the objects that importing makes is garbage: to look for it, now and at exit, costs a second
+    from common.devices import choose_device, choose_dtype
+    from completion.engines.torch_engine import TorchEngine
+    from model import GPTSingleHead, fuse_activations
+
+    device = choose_device()
+    model = GPTSingleHead.load(folder).eval().requires_grad_(False).to(device)
+    fuse_activations(model.gpt)
+    model.gpt.to(choose_dtype(precision, device))
+    gc.freeze()
+    gc.enable()
+    return TorchEngine(model)

@@ -1,0 +1,146 @@
+"""Generate with PyTorch: on GPUs, and with models that llama.cpp or our converter does not know."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from completion.engines.engine import Step
+from completion.engines.fixed_cache import FixedStep, cache_name
+from completion.prompt import Beginning, Prompt
+from completion.settings import Settings
+from completion.tokens import Vocabulary
+from model import GPTSingleHead
+
+
+class TorchEngine:
+    """A model in PyTorch, which decodes the candidates of a prompt as one batch, and one prompt after another.
+
+    Args:
+        model: in evaluation mode.
+        fixed: decode with a cache of fixed length, where the model can do that; None: on a GPU.
+    """
+
+    def __init__(self, model: GPTSingleHead, fixed: bool | None = None):
+        self.model = model
+        self.name = f"PyTorch, {str(model.gpt.dtype).removeprefix('torch.')}"
+        self.vocabulary = vocabulary_of(model)
+        self.context_length = getattr(model.gpt.config, "max_position_embeddings", model.max_seq_length)
+        self._fixed = model.device.type == "cuda" if fixed is None else fixed
+
+    def stream(self, prompts: Sequence[Prompt], options: Settings, over: set[int]) -> Iterator[Step]:
+        """See `Engine.stream`."""
+        generator = torch.Generator(self.model.device)
+        generator.seed() if options.seed is None else generator.manual_seed(options.seed)
+        for place, prompt in enumerate(prompts):
+            numbers = range(place * options.candidates, (place + 1) * options.candidates)
+            for tokens, log_probs in self._decode(prompt, options, generator):
+                yield from map(Step, numbers, tokens, log_probs)
+                if over.issuperset(numbers):
+                    break
+
+    @torch.inference_mode()
+    def _decode(
+        self, prompt: Prompt, options: Settings, generator: torch.Generator
+    ) -> Iterator[tuple[list[int], list[float]]]:
+        """The next token of each candidate and its log-probability, position by position.
+
+        The candidates share one pass over the prompt.
+        """
+        gpt, candidates = self.model.gpt, options.candidates
+        most = min(self.context_length, len(prompt.ids) + len(prompt.beginning.text) + options.max_new_tokens)
+        constraint = _Constraint(prompt.beginning, candidates)
+        seen = torch.tensor([prompt.ids], device=self.model.device)  # [1, T]
+        output = gpt(input_ids=seen, use_cache=True, logits_to_keep=1)
+        name = cache_name(gpt)
+        cache = output[name]
+        if candidates > 1:
+            cache.batch_repeat_interleave(candidates)
+        step = FixedStep(gpt, cache, most) if self._fixed and FixedStep.fits(gpt, cache) else None
+        seen = seen.expand(candidates, -1)  # [n, T]
+        logits = output.logits.expand(candidates, -1, -1)  # [n, 1, V]
+        words = self.vocabulary.largest_id + 1
+        ends = [token for token in self.vocabulary.end_ids if token < words]
+        said = [b""] * candidates
+        while seen.shape[1] < most:
+            logits = logits[:, -1, :words].float()  # [n, V]
+            logits = constraint.apply(logits)
+            silent = [not text.strip() for text in said] if prompt.needs_text else []
+            for row in (row for row, is_silent in enumerate(silent) if is_silent):
+                logits[row, ends] = -torch.inf
+            tokens = choose(logits, seen, options, generator)  # [n, 1]
+            if candidates > 1:
+                tokens[0] = logits[0].argmax()
+            yield tokens[:, 0].tolist(), logits.log_softmax(-1).gather(1, tokens)[:, 0].tolist()
+            constraint.advance(tokens[:, 0].tolist())
+            if any(silent):
+                spelled = map(self.vocabulary.bytes_of, tokens[:, 0].tolist())
+                said = [text + more for text, more in zip(said, spelled, strict=True)]
+            seen = torch.cat([seen, tokens], dim=1)
+            logits = step(tokens) if step else gpt(input_ids=tokens, use_cache=True, **{name: cache}).logits
+
+
+def vocabulary_of(model: GPTSingleHead) -> Vocabulary:
+    """What completing needs to know of a loaded model's tokenizer."""
+    settings = {
+        "config.json": {"eos_token_id": model.gpt.config.eos_token_id},
+        "generation_config.json": {"eos_token_id": getattr(model.gpt.generation_config, "eos_token_id", None)},
+        "tokenizer_config.json": {"eos_token": model.tokenizer.eos_token},
+    }
+    settings["gpt_sh_config.json"] = model.get_config_dict()
+    return Vocabulary(model.tokenizer.backend_tokenizer, settings)
+
+
+def choose(logits: Tensor, seen: Tensor, options: Settings, generator: torch.Generator) -> Tensor:
+    """Choose a token for each row.
+
+    Args:
+        logits: [n, V] float32.
+        seen: [n, T] int64, the tokens before.
+    Returns:
+        [n, 1] int64.
+    """
+    if options.repetition_penalty != 1:
+        scores = logits.gather(1, seen)
+        penalty = options.repetition_penalty
+        logits = logits.scatter(1, seen, torch.where(scores > 0, scores / penalty, scores * penalty))
+    if options.temperature == 0:
+        return logits.argmax(-1, keepdim=True)
+    logits = logits / max(options.temperature, 1e-6)  # below that they would no longer be finite
+    if 0 < options.top_k < logits.shape[1]:
+        logits = logits.masked_fill(logits < logits.topk(options.top_k).values[:, -1:], -torch.inf)
+    if options.top_p < 1:
+        probabilities, order = logits.softmax(-1).sort(descending=True)
+        beyond = probabilities.cumsum(-1) - probabilities >= options.top_p  # the likeliest token always stays
+        logits = logits.masked_fill(beyond.gather(1, order.argsort()), -torch.inf)
+    # One random number a row; torch.multinomial draws one for every word of the vocabulary, which takes milliseconds.
+    cumulative = logits.double().softmax(-1).cumsum(-1)
+    drawn = torch.rand(len(logits), 1, dtype=torch.double, device=logits.device, generator=generator)
+    return torch.searchsorted(cumulative, drawn * cumulative[:, -1:], right=True).clamp(max=logits.shape[1] - 1)
+
+
+class _Constraint:
+    """Holds each candidate to tokens that spell the text it has to begin with."""
+
+    def __init__(self, beginning: Beginning, candidates: int):
+        self._beginning = beginning
+        self._chosen: list[tuple[int, ...]] = [()] * candidates
+        self._active = bool(beginning.text)
+
+    def apply(self, logits: Tensor) -> Tensor:
+        """Logits [n, V] without the tokens that lead away from the text."""
+        if not self._active:
+            return logits
+        mask = torch.zeros_like(logits, dtype=torch.bool)
+        for chosen in set(self._chosen):
+            if self._beginning.rest(chosen):
+                fits = torch.tensor(self._beginning.allowed(chosen), device=mask.device)
+                others = mask.new_ones(mask.shape[1]).index_fill(0, fits, False)
+                mask[[row for row, own in enumerate(self._chosen) if own == chosen]] = others
+        return logits.masked_fill(mask, -torch.inf)
+
+    def advance(self, tokens: list[int]) -> None:
+        if self._active:
+            pairs = zip(self._chosen, tokens, strict=True)
+            self._chosen = [(*own, token) if self._beginning.rest(own) else own for own, token in pairs]
+            self._active = any(map(self._beginning.rest, self._chosen))

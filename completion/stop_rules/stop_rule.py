@@ -1,0 +1,70 @@
+"""Stop rules: where a completion ends, decided while it is being generated.
+
+A rule is called with the completion so far, which only grows, and answers (safe, done): how many of its characters
+surely belong to the completion, and whether it ends there. What is not sure yet (a line break after which the block
+may be over) is neither shown nor kept. `safe` never shrinks. Each row or token is read once.
+"""
+
+import re
+from collections.abc import Callable
+
+from completion.stop_rules.java_block import JavaBlock
+from completion.stop_rules.python_block import PythonBlock
+from completion.stop_rules.python_lines import Line, logical_lines
+
+StopRule = Callable[[str], tuple[int, bool]]
+
+STOPS = ("block", "blank", "line", "none")
+
+
+def make_stop_rule(stop: str, prompt: str, language: str) -> StopRule:
+    """The rule named `stop` (one of STOPS) for one completion of `prompt`."""
+    if stop == "block":
+        return JavaBlock(prompt) if language == "java" else PythonBlock(prompt)
+    if stop == "none":
+        return never
+    return FirstBreak(r"\n" if stop == "line" else r"\n[ \t]*\r?\n", prompt, language)
+
+
+def unfinished(text: str, language: str) -> bool:
+    """Whether somebody who types this text surely has more to say: a block, bracket or comment is open."""
+    if language == "java":
+        return JavaBlock(text).is_open
+    last = _last_statement(text + "\n")
+    return last is not None and (not last.closed or last.is_head or last.word == "@" or last.indent > 0)
+
+
+def lacks_body(source: str, language: str) -> bool:
+    """Whether source ends in a block without a statement: it must not end here, whatever a model wishes."""
+    if language == "java":
+        return JavaBlock(source).is_empty
+    last = _last_statement(source)
+    return last is not None and last.is_head
+
+
+def never(text: str) -> tuple[int, bool]:
+    return len(text), False
+
+
+class FirstBreak:
+    """Ends at the first line break (or blank line) after some text, and after the first statement of an open block."""
+
+    def __init__(self, pattern: str, prompt: str, language: str):
+        self._break, self._prompt, self._language = re.compile(r"[ \t]*\r?" + pattern), prompt, language
+        self._lacks_body = lacks_body(prompt, language)
+        self._from = 0
+
+    def __call__(self, text: str) -> tuple[int, bool]:
+        begin = max(self._from, len(text) - len(text.lstrip()))
+        while match := self._break.search(text, begin):
+            if not self._lacks_body or not lacks_body(self._prompt + text[: match.start()], self._language):
+                return match.start(), True
+            self._from = begin = match.end()
+        return len(text.rstrip()), False
+
+
+def _last_statement(source: str) -> Line | None:
+    last = None
+    for line in logical_lines(source):
+        last = line if line.word != "#" else last
+    return last

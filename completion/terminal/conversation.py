@@ -1,0 +1,220 @@
+"""The conversation: read code, complete it, obey commands."""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+
+from common.command import InputError
+from common.files import atomic_write
+from common.source_code import LANGUAGES, language_of, read_source
+from completion.complete import complete
+from completion.engines.engine import Engine
+from completion.settings import Completion, Settings
+from completion.terminal.commands import CURSOR, HELP, OPTIONS, describe, notes
+from completion.terminal.plain_screen import PlainScreen
+
+
+class Repl:
+    """A conversation with a model.
+
+    Args:
+        engine: generates with the model.
+        name: what the status line calls it.
+        language: one of LANGUAGES, or empty to ask.
+        settings: the fields of Settings.
+    """
+
+    def __init__(self, engine: Engine, name: str, language: str, settings: dict):
+        self.engine, self.name, self.language, self.settings = engine, name, language, settings
+        self.tokens_per_second = 0.0
+        self._prompt, self._suffix, self._found, self._shown = "", "", [], 0
+        self._screen = make_screen(self.status, lambda: self.language)
+
+    def run(self) -> None:
+        try:
+            if not self.language:
+                self._choose_language()
+            self._screen.write(f"{self.status()}\nType code to complete it; :help lists the commands, exit ends.\n")
+            while (text := self._read(">>> ")).strip() not in ("exit", ":exit"):
+                if text.strip():
+                    self._obey(text)
+        except EOFError:
+            self._screen.write("\n")
+
+    def status(self) -> str:
+        setting = self.settings
+        parts = [
+            self.name,
+            self.language,
+            f"n {setting['num_return_sequences']}",
+            f"temperature {setting['temperature']:g}",
+            f"stop {setting['stop']}",
+        ]
+        if self.tokens_per_second:
+            parts.append(f"{self.tokens_per_second:.0f} tokens/s")
+        return " | ".join(parts)
+
+    def _read(self, message: str, question: bool = False) -> str:
+        """What the user entered; empty after Ctrl-C, or for bytes that are no text."""
+        try:
+            text = self._screen.ask(message) if question else self._screen.read(message)
+            text.encode()
+        except KeyboardInterrupt:
+            self._screen.write("\n")
+        except UnicodeError:
+            self._screen.write("that is not UTF-8: set the terminal to UTF-8 and enter it again\n")
+        else:
+            return text
+        return ""
+
+    def _choose_language(self) -> None:
+        language = None
+        while language not in LANGUAGES:
+            language = self._read(f"Language, {' or '.join(LANGUAGES)} [{LANGUAGES[0]}]: ", question=True)
+            language = language.strip().lower() or LANGUAGES[0]
+        self._set_language(language)
+
+    def _set_language(self, language: str) -> None:
+        self.language = language
+        self._screen.write(f"language {language}\n")
+
+    def _obey(self, text: str) -> None:
+        try:
+            if text.strip() == "change_lang":
+                self._choose_language()
+            elif text.lstrip().startswith(":"):
+                name, _, value = text.strip()[1:].strip().partition(" ")
+                self._command(name, value.strip())
+            else:
+                self._complete(text)
+        except InputError as error:
+            self._screen.write(f"{error}\n")
+        except OSError as error:
+            self._screen.write(f"{error.filename}: {error.strerror}\n")
+        except KeyboardInterrupt:  # a second one, while the first was waiting for a token
+            self._screen.write("\n")
+
+    def _command(self, name: str, value: str) -> None:
+        if name in OPTIONS:
+            self._set(name, value)
+        elif name == "lang":
+            if value.lower() not in LANGUAGES:
+                raise InputError(f":lang takes {' or '.join(LANGUAGES)}")
+            self._set_language(value.lower())
+        elif name == "continue":
+            self._continue(value or str(self._shown + 1))
+        elif name == "next":
+            if len(self._found) < 2:
+                raise InputError("no other candidate to show: set :n, then type some code")
+            self._show((self._shown + 1) % len(self._found))
+        elif name == "load":
+            file = _file(name, value)
+            source, language = read_source(file), language_of(file)
+            if language and language != self.language:
+                self._set_language(language)
+            self._complete(source)
+        elif name == "save":
+            self._save(_file(name, value))
+        elif name in ("help", ""):
+            self._screen.write(HELP)
+        else:
+            raise InputError(f":{name}: no such command; :help lists them")
+
+    def _set(self, name: str, value: str) -> None:
+        field = next(field for field in fields(Settings) if field.name == OPTIONS[name])
+        if value:
+            is_none = value == "none" and field.default is None
+            number = None if is_none else field.metadata["rule"].read(f":{name}", value)
+            self.settings = self.settings | {field.name: number}
+        value = self.settings[field.name]
+        shown = "none" if value is None else f"{value:g}" if isinstance(value, float) else value
+        self._screen.write(f"{name} {shown}\n")
+
+    def _continue(self, number: str) -> None:
+        if not self._found:
+            raise InputError("nothing to continue yet: type some code first")
+        if not number.isdecimal() or not 1 <= int(number) <= len(self._found):
+            raise InputError(f":continue {number}: choose a candidate from 1 to {len(self._found)}")
+        last = self._found[int(number) - 1]
+        # After a whole block the next one begins; a blank line says so.
+        self._complete(self._prompt + last.text + ("\n\n" if last.stop_reason in ("block", "blank") else ""))
+
+    def _save(self, file: Path) -> None:
+        if not self._found:
+            raise InputError("nothing to save yet: type some code first")
+        with atomic_write(file) as output:
+            output.write(f"{self._prompt}{self._found[self._shown].text}{self._suffix}\n")
+        self._screen.write(f"written: {file}\n")
+
+    def _complete(self, text: str) -> None:
+        """Complete, show, and remember for :continue and :save. A single candidate is shown as it comes."""
+        prompt, _, suffix = text.partition(CURSOR)
+        options = Settings(**self.settings)
+        streams = options.candidates == 1 and not options.min_probability
+        began = time.perf_counter()
+        with interruptible() as cancelled:
+            code = self._screen.code(prompt, self.language) if streams else None
+            place = {"suffix": suffix, "on_text": code and code.write, "cancelled": cancelled}
+            found = complete(self.engine, prompt, self.language, **place, **self.settings)
+        seconds = time.perf_counter() - began
+        if code:
+            code.end()
+            self._screen.write(f"[{describe(found[0])}]\n")
+        if found:
+            self._prompt, self._suffix, self._found, self._shown = prompt, suffix, found, 0
+            self.tokens_per_second = sum(len(completion.tokens) for completion in found) / seconds
+        if found and not streams:
+            self._show(0)
+        else:
+            self._write_notes(found, options)
+
+    def _show(self, number: int) -> None:
+        """Show one of the candidates, counted from 0, which :continue and :save then mean."""
+        self._shown, completion = number, self._found[number]
+        self._screen.write(f"--- {number + 1} of {len(self._found)}: {describe(completion)}\n")
+        code = self._screen.code(self._prompt, self.language)
+        code.write(completion.text)
+        code.end()
+        self._write_notes([completion], Settings(**self.settings))
+
+    def _write_notes(self, found: list[Completion], options: Settings) -> None:
+        ignored = bool(self._suffix) and not self.engine.vocabulary.fim_words
+        for note in notes(found, options, ignored):
+            self._screen.write(f"[{note}]\n")
+
+
+def _file(command: str, name: str) -> Path:
+    if not name:
+        raise InputError(f":{command} needs the name of a file")
+    return Path(os.path.expanduser(name))  # noqa: PTH111 - which takes a user who does not exist for a name
+
+
+@contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Yields a function that tells whether Ctrl-C was pressed since; only a second Ctrl-C interrupts."""
+    pressed = False
+
+    def press(signum, frame) -> None:
+        nonlocal pressed
+        pressed = True
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, press)
+    try:
+        yield lambda: pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def make_screen(status: Callable[[], str], language: Callable[[], str]):
+    """A screen with editing, history and colours where the terminal can do that, else a plain one."""
+    if sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb":
+        from completion.terminal.editing import EditingScreen
+
+        return EditingScreen(status, language)
+    return PlainScreen()

@@ -1,0 +1,223 @@
+"""A terminal that can edit: lines with history, completion of commands and a status line; code in colours."""
+
+import os
+import select
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from prompt_toolkit import PromptSession, print_formatted_text, prompt
+from prompt_toolkit.application import get_app
+from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
+from prompt_toolkit.document import Document
+from prompt_toolkit.filters import Condition
+from prompt_toolkit.formatted_text import FormattedText, PygmentsTokens
+from prompt_toolkit.history import FileHistory, History, InMemoryHistory
+from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.lexers import DynamicLexer, PygmentsLexer
+from prompt_toolkit.styles import Style
+from pygments.lexers import JavaLexer, PythonLexer
+from pygments.token import Comment, String, Text
+
+from common.source_code import LANGUAGES
+from completion.stop_rules.stop_rule import STOPS, unfinished
+from completion.terminal.commands import COMMANDS
+from completion.terminal.plain_screen import fold, printable
+
+LEXERS = {"python": PythonLexer, "java": JavaLexer}
+# The terminal's own colours, which its user can read; pygments' dark blue vanishes on black.
+STYLE = Style.from_dict(
+    {
+        "said": "ansibrightblack",
+        "bottom-toolbar": "noreverse ansibrightblack",
+        "pygments.comment": "ansibrightblack",
+        "pygments.keyword": "ansimagenta",
+        "pygments.literal.string": "ansigreen",
+        "pygments.literal.string.doc": "noitalic ansigreen",
+        "pygments.literal.number": "ansicyan",
+        "pygments.name.function": "ansibrightblue",
+        "pygments.name.class": "ansibrightblue",
+        "pygments.name.builtin": "ansicyan",
+        "pygments.operator": "",
+    }
+)
+COMMAND_VALUES = {"lang": LANGUAGES, "stop": STOPS}
+INDENT = 4
+CONTEXT_CHARACTERS = 2000  # of the prompt that are read again to colour what follows it
+
+
+class EditingScreen:
+    """See `plain_screen.PlainScreen` for what a screen does.
+
+    Args:
+        status: the text of the status line.
+        language: the language of the code that is typed.
+    """
+
+    def __init__(self, status: Callable[[], str], language: Callable[[], str]):
+        self._language = language
+        self._session = PromptSession(
+            history=open_history(),
+            multiline=True,
+            key_bindings=self._keys(),
+            completer=CommandCompleter(),
+            lexer=DynamicLexer(lambda: PygmentsLexer(LEXERS[language()])),
+            bottom_toolbar=lambda: fold(status()),
+            prompt_continuation="... ",
+            style=STYLE,
+            reserve_space_for_menu=4,
+            enable_suspend=True,
+        )
+
+    def ask(self, message: str) -> str:
+        with no_interrupts():
+            return prompt(message, enable_suspend=True, handle_sigint=False)
+
+    def read(self, message: str) -> str:
+        with no_interrupts():
+            return self._session.prompt(message, handle_sigint=False).rstrip()
+
+    def write(self, text: str) -> None:
+        print_formatted_text(FormattedText([("class:said", fold(printable(text)))]), style=STYLE, end="", flush=True)
+
+    def code(self, prompt: str, language: str) -> "ColouredCode":
+        return ColouredCode(prompt, language)
+
+    def _keys(self) -> KeyBindings:
+        keys = KeyBindings()
+
+        @keys.add("enter")
+        def _(event: KeyPressEvent) -> None:
+            buffer = event.current_buffer
+            if is_command(buffer.document):
+                buffer.validate_and_handle()
+            elif is_pasted(event):  # by a terminal that does not say so: it comes with its own indentation
+                buffer.newline(copy_margin=False)
+            elif self._is_whole(buffer.document):
+                buffer.validate_and_handle()
+            else:
+                buffer.newline(copy_margin=False)
+                buffer.insert_text(self._margin(buffer.document.lines[-2]))
+
+        @keys.add("tab", filter=~Condition(lambda: is_command(get_app().current_buffer.document)))
+        def _(event: KeyPressEvent) -> None:
+            buffer = event.current_buffer
+            if is_pasted(event):
+                buffer.insert_text("\t")
+            elif not buffer.text:
+                event.app.exit(result=":next")
+            else:
+                buffer.insert_text(" " * (INDENT - buffer.document.cursor_position_col % INDENT))
+
+        @keys.add("escape", "enter")
+        def _(event: KeyPressEvent) -> None:
+            event.current_buffer.validate_and_handle()
+
+        return keys
+
+    def _is_whole(self, document: Document) -> bool:
+        if document.is_cursor_at_the_end and not document.current_line.strip():
+            return True
+        return not unfinished(document.text, self._language())
+
+    @staticmethod
+    def _margin(line: str) -> str:
+        opens = line.rstrip().endswith((":", "{"))
+        return line[: len(line) - len(line.lstrip())] + " " * INDENT * opens
+
+
+@contextmanager
+def no_interrupts() -> Iterator[None]:
+    """Ctrl-C is a key while a line is edited; the signal that it is before and after would break a loop half made."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def is_command(document: Document) -> bool:
+    return document.text.lstrip().startswith(":")
+
+
+def is_pasted(event: KeyPressEvent) -> bool:
+    """Whether more has come together with this key than a person types."""
+    if event.key_processor.input_queue:
+        return True
+    with suppress(OSError, ValueError, NotImplementedError):  # Windows selects among sockets alone
+        return bool(select.select([event.app.input.fileno()], [], [], 0)[0])
+    return False
+
+
+class LastingHistory(FileHistory):
+    """A history in a file; where that cannot be read or written it lasts as long as the conversation."""
+
+    def load_history_strings(self) -> Iterator[str]:
+        with suppress(OSError):
+            yield from super().load_history_strings()
+
+    def store_string(self, string: str) -> None:
+        with suppress(OSError):
+            super().store_string(string)
+
+
+def open_history() -> History:
+    """The history of earlier conversations; of this one alone where there is no place for it."""
+    try:
+        folder = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "autocoder"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "history").touch(mode=0o600)
+    except (OSError, RuntimeError):  # the latter where the system knows no home
+        return InMemoryHistory()
+    return LastingHistory(folder / "history")
+
+
+class CommandCompleter(Completer):
+    """Completes a command's name and its value."""
+
+    def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterator[Completion]:
+        if not is_command(document):
+            return
+        command, space, value = document.text_before_cursor.lstrip()[1:].partition(" ")
+        if command in ("load", "save") and space:
+            yield from PathCompleter(expanduser=True).get_completions(Document(value), complete_event)
+            return
+        words, typed = (COMMAND_VALUES.get(command, ()), value) if space else (COMMANDS, command)
+        for word in words:
+            if word.startswith(typed):
+                yield Completion(word, start_position=-len(typed))
+
+
+class ColouredCode:
+    """Code on its way to the terminal: the prompt's last line, and what follows it piece by piece.
+
+    A word is written once it is whole, since its colour depends on its end; a comment or a string as it comes.
+    Nothing that is written changes later, so that the width of the terminal does not matter.
+    """
+
+    def __init__(self, prompt: str, language: str):
+        self._lexer = LEXERS[language](stripnl=False, ensurenl=False)
+        self._text = printable(prompt[-CONTEXT_CHARACTERS:])
+        self._written = self._text.rfind("\n") + 1
+        self._write(whole=False)
+
+    def write(self, text: str) -> None:
+        self._text += printable(text)
+        self._write(whole=False)
+
+    def end(self) -> None:
+        self._write(whole=True)
+        print_formatted_text(flush=True)
+
+    def _write(self, whole: bool) -> None:
+        tokens = list(self._lexer.get_tokens_unprocessed(self._text))
+        fresh = []
+        for start, kind, value in tokens:
+            end = start + len(value)
+            may_grow = end == len(self._text) and not any(kind in sort for sort in (Comment, String, Text))
+            if end > self._written and (whole or not may_grow):
+                fresh.append((kind, value[max(0, self._written - start) :]))
+                self._written = end
+        if fresh:
+            print_formatted_text(PygmentsTokens(fresh), style=STYLE, end="", flush=True)

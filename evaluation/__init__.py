@@ -1,0 +1,1 @@
+"""What evaluate.py reports: loss, filling in, problems (pass@k), intervals, tables."""

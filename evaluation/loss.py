@@ -1,0 +1,157 @@
+"""SingleCLMEvaluator: loss, perplexity, bits per byte and accuracy of a model on a dataset."""
+
+import math
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from data import SrcCodeDataset
+    from model import GPTSingleHead
+
+
+BYTE = re.compile("<0x[0-9A-F]{2}>")  # how SentencePiece spells a byte of a character that it has no token for
+
+
+class SingleCLMEvaluator:
+    """Calls on a model measure it on a dataset; the trainer stops early on `early_stop_on`.
+
+    Args:
+        dataset: what to measure on. The trainer sets it to its dev dataset where it is None.
+        data_tag: the name of the split, as in the logged `loss_dev`.
+        early_stop_on: "perplexity" or "loss": which result the best model is chosen by.
+        batch_size: sequences per forward pass; on a GPU as many more as fit. The results do not depend on it.
+        precision: as `model.choose_dtype` takes it.
+        windows: measure on that many rows alone, always the same ones; 0 for all.
+        pass_rate: (model, which of its problems, whether to give up) -> how many of them the model solves, and how
+            many they are; as evaluation.pass_rate.PassRate.
+    """
+
+    def __init__(
+        self,
+        dataset: "SrcCodeDataset | None" = None,
+        data_tag: str = "dev",
+        early_stop_on: str = "perplexity",
+        batch_size: int = 8,
+        precision: str = "auto",
+        windows: int = 0,
+        pass_rate: "Callable[[GPTSingleHead, slice, Callable[[], bool]], tuple[int, int]] | None" = None,
+    ):
+        if early_stop_on not in ("loss", "perplexity"):
+            raise ValueError(f"early_stop_on has to be loss or perplexity, not {early_stop_on!r}")
+        self.dataset = dataset
+        self.data_tag = data_tag
+        self.early_stop_on = early_stop_on
+        self.batch_size = batch_size
+        self.precision = precision
+        self.windows = windows
+        self.pass_rate = pass_rate
+
+    def __call__(
+        self, model: "GPTSingleHead", interrupted: Callable[[], bool] = lambda: False
+    ) -> dict[str, float] | None:
+        """Measure `model`; leaves it in the mode (train or eval) that it was in.
+
+        Args:
+            interrupted: asked before each batch whether to give up.
+        Returns:
+            None if any process gave up, else
+            loss: mean nats per target token; every token counts once, padding never.
+            perplexity: exp(loss).
+            perplexity_padded: what the 2020 reference reported, whose mean runs over the padding too, which its
+                model, trained on padding, predicts at no loss. For comparison with the lab report only.
+            bits_per_byte: bits per byte of source text, comparable between vocabularies; <eos> is left out.
+            accuracy: share of targets that are the model's first choice.
+            tokens: number of targets.
+            pass_at_1: share of the problems that it solves, where there is a `pass_rate`.
+        """
+        import torch
+
+        from common.devices import autocast, choose_dtype
+        from data import TokenBatches
+        from training.processes import all_sum, rank, world_size
+
+        device = model.device
+        dtype = choose_dtype(self.precision, device)
+        batches = TokenBatches(self.dataset, model.pad_id, device)
+        rows = torch.randperm(len(batches), generator=torch.Generator().manual_seed(0))
+        rows = rows[: self.windows or None].to(device)
+        # Longest first: a batch is as wide as its first row, so that next to no padding is computed.
+        lengths, order = torch.sort(batches.lengths[rows], descending=True, stable=True)
+        longest = int(lengths[0])
+        positions = len(rows) * (longest - 1)  # with every window padded to the longest
+        own = slice(rank(), None, world_size())
+        lengths, rows = lengths[own], rows[order][own]
+        batch_size = max(self.batch_size, fitting_windows(model, longest))
+        widths = lengths[::batch_size].tolist()
+        bytes_of = token_bytes(model).to(device)
+        sums = torch.zeros(5, dtype=torch.float64, device=device)
+        gave_up = torch.zeros(1, dtype=torch.float64, device=device)
+        was_training = model.training
+        model.eval()
+        with torch.inference_mode(), autocast(device, dtype):  # which keeps the weights that it has cast to the end
+            for i, width in enumerate(widths):
+                if interrupted():
+                    gave_up += 1
+                    break
+                ids, labels = batches.gather(rows[i * batch_size : (i + 1) * batch_size])
+                ids, labels = ids[:, :width], labels[:, :width]
+                nats, hits = model.scores(ids, labels)  # [B, width - 1]
+                targets = labels[:, 1:]
+                target_bytes = bytes_of[targets.clamp(min=0)] * (targets >= 0)
+                values = nats, targets >= 0, nats * (target_bytes > 0), target_bytes, hits
+                sums += torch.stack([value.sum(dtype=torch.float64) for value in values])
+        model.train(was_training)
+        solved = torch.zeros(2, dtype=torch.float64, device=device)  # and how many problems there were
+        if self.pass_rate:
+            solved += torch.tensor(self.pass_rate(model, own, interrupted), device=device)
+            gave_up += interrupted()
+        *sums, gave_up, right, asked = all_sum(torch.cat((sums, gave_up, solved))).tolist()
+        if gave_up:
+            return None
+        return _results(*sums, positions) | ({"pass_at_1": right / asked} if self.pass_rate else {})
+
+
+def _results(
+    nats: float, tokens: float, text_nats: float, text_bytes: float, hits: float, positions: int
+) -> dict[str, float]:
+    return {
+        "loss": nats / tokens,
+        "perplexity": math.exp(min(nats / tokens, 700)),  # beyond 700 a float overflows
+        "perplexity_padded": math.exp(min(nats / positions, 700)),
+        "bits_per_byte": text_nats / max(text_bytes, 1) / math.log(2),
+        "accuracy": hits / tokens,
+        "tokens": int(tokens),
+    }
+
+
+def fitting_windows(model: "GPTSingleHead", length: int) -> int:
+    """Windows whose forward pass takes a quarter of the GPU's free memory, at most 256; 0 on a CPU."""
+    import torch
+
+    if model.device.type != "cuda":
+        return 0
+    config = model.gpt.config
+    # About 16 activations of the width at a time; logits of all positions where the last layer is not taken in slices.
+    floats = 16 * config.hidden_size + (0 if model.has_plain_head else 3 * config.vocab_size)
+    return min(256, torch.cuda.mem_get_info(model.device)[0] // 4 // (4 * floats * length))
+
+
+def token_bytes(model: "GPTSingleHead") -> "torch.Tensor":
+    """Bytes of text that each token id stands for, inside a text; [vocabulary] int64, 0 for control words."""
+    import torch
+
+    tokenizer = model.tokenizer.backend_tokenizer
+    words = {token: word for word, token in tokenizer.get_vocab().items()}
+    if "ByteLevel" in str(tokenizer.decoder):  # there, one character of a token is one byte
+        sizes = {token: len(word) for token, word in words.items()}
+    else:  # others may drop a space where a text begins, so each token is read behind another one
+        first = tokenizer.encode("x", add_special_tokens=False).ids
+        texts = tokenizer.decode_batch([[*first, token] for token in words], skip_special_tokens=False)
+        before = len(tokenizer.decode(first, skip_special_tokens=False).encode())
+        sizes = {token: len(text.encode()) - before for token, text in zip(words, texts, strict=True)}
+        sizes |= {token: 1 for token, word in words.items() if BYTE.fullmatch(word)}  # of a character in several
+    sizes |= dict.fromkeys(model.tokenizer.all_special_ids, 0)
+    return torch.tensor([sizes.get(token, 0) for token in range(model.vocabulary_size)])

@@ -1,0 +1,1 @@
+"""Running code that no one has read: confinement, limits, verdicts."""

@@ -1,0 +1,1 @@
+"""What serve.py puts between an editor and llama.cpp's server."""

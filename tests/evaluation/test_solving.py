@@ -1,0 +1,77 @@
+"""evaluate.py --problems: completions of a real model, run, kept and summed up."""
+
+import json
+
+import pytest
+
+from evaluation.solving import STOP_WORDS, at_stop_word
+
+PROBLEMS = [
+    {
+        "task_id": f"own/{i}",
+        "prompt": f"def add_{i}(n):\n    '''{i} more than n.'''\n",
+        "entry_point": f"add_{i}",
+        "canonical_solution": f"    return n + {i}\n",
+        "test": f"def check(candidate):\n    assert candidate(1) == {1 + i}\n",
+    }
+    for i in range(3)
+]
+FLAGS = ("evaluate.py", "--model_path", "tiny", "--max_new_tokens", 12, "--allow_weak_sandbox")
+
+
+@pytest.fixture
+def problems(tmp_path):
+    path = tmp_path / "problems.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in PROBLEMS))
+    return path
+
+
+def test_result_says_what_is_needed_to_repeat_it(project, problems, tmp_path):
+    flags = (*FLAGS, "--problems", problems, "--samples", tmp_path / "s.jsonl", "--n_samples", 2, "--k", "1,2")
+    done = project.run(*flags, "--output", tmp_path / "r.json")
+    result = json.loads((tmp_path / "r.json").read_text())
+    assert done.stdout.startswith(f"completions are run on this machine, in a sandbox of level {result['sandbox']}\n")
+    assert "2 samples at temperature 0.2" in done.stdout and "pass@2" in done.stdout
+    assert set(result["pass_at_k"]) == {"1", "2"} and sum(result["verdicts"].values()) == 6
+    assert set(result) > {"model", "model_fingerprint", "problems_sha256", "settings", "flags", "versions", "shares"}
+    assert result["engine"].startswith(("llama.cpp, ", "PyTorch, "))
+    before = (tmp_path / "s.jsonl").read_text()
+    project.run(*flags)
+    assert (tmp_path / "s.jsonl").read_text() == before  # nothing was left to do
+    assert "a sample of another model" in project.fails(*flags, "--seed", 1, log_lines=True)
+    project.run(*flags, "--judge_again", "--output", tmp_path / "again.json")
+    again = json.loads((tmp_path / "again.json").read_text())
+    assert again["verdicts"] == result["verdicts"] and again["engine"] == result["engine"]
+
+
+def test_single_lines_are_filled_in(project, problems, tmp_path):
+    solutions = [f"    # {i} more\n\n    m = n\n    return m + {i}\n" for i in range(3)]
+    rows = [row | {"canonical_solution": solution} for row, solution in zip(PROBLEMS, solutions, strict=True)]
+    problems.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = (*FLAGS, "--problems", problems, "--infill", "line", "--samples", tmp_path / "s.jsonl")
+    done = project.run(*flags, "--max_problems", 1)
+    assert "greedy, single lines\n" in done.stdout and "1 problems" in done.stdout
+    project.run(*flags, "--output", tmp_path / "r.json")
+    result = json.loads((tmp_path / "r.json").read_text())
+    assert result["problems"] == 6 and sum(result["verdicts"].values()) == 6
+    samples = [json.loads(line) for line in (tmp_path / "s.jsonl").read_text().splitlines()]
+    assert {sample["task_id"] for sample in samples} == {f"own/{i}/line {n}" for i in range(3) for n in (3, 4)}
+    assert not any("\n" in sample["completion"].strip() for sample in samples)
+    assert "a sample of another model" in project.fails(*flags, "--no_infill", log_lines=True)
+    assert "--infill N spans" in project.fails(*FLAGS, "--problems", problems, "--infill", 5)
+    assert "--infill line takes" in project.fails(*FLAGS, "--infill", "line")
+    assert "--infill" in project.fails(*FLAGS, "--infill", "lines")
+
+
+def test_mistakes_cost_one_line_before_anything_runs(project, problems):
+    assert "--n_samples 3" in project.fails(*FLAGS, "--problems", problems, "--k", "1,3")
+    assert "--k one" in project.fails(*FLAGS, "--problems", problems, "--k", "one")
+    problems.write_text(problems.read_text()[:-9])
+    assert "problems.jsonl:3: not JSON" in project.fails(*FLAGS, "--problems", problems)
+
+
+def test_stop_words_end_a_completion():
+    text = "    return 1\n\n\nprint(2)\nmore"
+    assert at_stop_word("    return 1\n") == (13, False)
+    assert at_stop_word(text) == (text.index("\nprint"), True)
+    assert all(at_stop_word(f"x{word}") == (1, True) for word in STOP_WORDS)
