@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from common.command import InputError
-from evaluation.pass_at_k import interval, pass_at_k
+from evaluation.intervals import bootstrap_interval
+from evaluation.pass_at_k import pass_at_k
 from evaluation.samples import Sample, kinds, line_of, read_samples, shares, write_samples
 from sandbox.problem_file import Problem
 from sandbox.running import Judge, Verdict, in_parallel
@@ -135,7 +136,7 @@ def summarise(samples: list[Sample], ks: Iterable[int]) -> dict[str, Any]:
     for k in ks:
         check_k(k, n)
         values = [pass_at_k(taken[task], right[task], k) for task in taken]
-        low, high = interval(values)
+        low, high = bootstrap_interval(values)
         result["pass_at_k"][str(k)] = {"value": sum(values) / len(values), "low": low, "high": high}
     result |= {"verdicts": kinds(samples), "shares": shares(samples)}
     result["engine"] = " and ".join(sorted({sample.engine for sample in samples} - {""})) or "unknown"

@@ -10,7 +10,7 @@ import pytest
 
 from common.command import InputError
 from evaluation.measure import check_problems, judge_again, single_lines, summarise, take_samples
-from evaluation.pass_at_k import interval, pass_at_k
+from evaluation.pass_at_k import pass_at_k
 from evaluation.samples import Sample, read_samples
 from sandbox.problem_file import Problem, read_problems
 from sandbox.running import Judge
@@ -59,12 +59,6 @@ def test_pass_at_k_is_the_mean_over_all_choices():
         if c <= n and k <= n:
             choices = list(itertools.combinations([True] * c + [False] * (n - c), k))
             assert pass_at_k(n, c, k) == pytest.approx(sum(map(any, choices)) / len(choices))
-
-
-def test_interval_of_a_share():
-    low, high = interval([1.0] * 30 + [0.0] * 70)
-    assert 0.2 < low < 0.23 and 0.37 < high < 0.4
-    assert interval([1.0] * 5) == (1.0, 1.0)
 
 
 def test_samples_are_judged_and_summed_up(judge, sound, tmp_path):
