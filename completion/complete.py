@@ -2,10 +2,12 @@
 
 import ast
 import codecs
+import random
 import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from math import exp
 
 from completion.engines.engine import Engine, Step
@@ -54,6 +56,7 @@ def complete_all(
     on_text: Callable[[str], None] | None = None,
     cancelled: Callable[[], bool] = lambda: False,
     suffixes: Sequence[str] = (),
+    seeds: Sequence[int] = (),
     rule_of: Callable[[str], StopRule] | None = None,
     **settings,
 ) -> Iterator[tuple[int, list[Completion]]]:
@@ -63,10 +66,13 @@ def complete_all(
 
     Args:
         suffixes: of each prompt, as `complete`'s; none for none.
+        seeds: of each prompt, from `seed_of`; none: made of the setting `seed` and the prompt's place.
         rule_of: makes a stop rule for a prompt, instead of the setting `stop`.
     """
     options = Settings(**settings)
     suffixes = suffixes or [""] * len(prompts)
+    if options.seed is not None:
+        seeds = seeds or [seed_of(options.seed, place) for place in range(len(prompts))]
     rule_of = rule_of or (lambda text: make_stop_rule(options.stop, text, language))
 
     def rule(prompt: str, suffix: str) -> StopRule:
@@ -76,6 +82,8 @@ def complete_all(
         _read(engine, prompt, suffix, language, options.max_new_tokens)
         for prompt, suffix in zip(prompts, suffixes, strict=True)
     ]
+    if seeds:
+        read = [replace(prompt, seed=seed) for prompt, seed in zip(read, seeds, strict=True)]
     candidates = [
         [_Candidate(engine.vocabulary, options, rule(text, suffix), prompt) for _ in range(options.candidates)]
         for text, suffix, prompt in zip(prompts, suffixes, read, strict=True)
@@ -111,6 +119,14 @@ def complete_all(
                 break
     for place in list(left):
         yield result(place)
+
+
+def seed_of(*parts: object) -> int:
+    """A seed that follows from these parts alone.
+
+    Neighbours lie far apart, since llama.cpp gives the candidates of one prompt its seed and the numbers after it.
+    """
+    return random.Random(" ".join(map(str, parts))).getrandbits(31)
 
 
 def _read(engine: Engine, prompt: str, suffix: str, language: str, max_new_tokens: int) -> Prompt:

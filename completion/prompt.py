@@ -50,12 +50,14 @@ class Prompt:
         beginning: what the answer begins with.
         dropped: tokens left out at the beginning, for which the context has no room.
         needs_text: whether the answer may not end before it has said something, as where the prompt opens a block.
+        seed: the random numbers of its candidates follow from this alone, whatever else is asked; None: from chance.
     """
 
     ids: list[int]
     beginning: Beginning
     dropped: int = 0
     needs_text: bool = False
+    seed: int | None = None
 
 
 def read_prompt(vocabulary: Vocabulary, text: str, language: str, context: int, max_new_tokens: int) -> Prompt:

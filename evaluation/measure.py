@@ -28,9 +28,9 @@ class Generated(Protocol):
     def finished(self) -> bool: ...
 
 
-# (what stands before and after each completion that is wanted) -> (place in that list, completion, name of the engine),
-# as they come
-Generate = Callable[[list[tuple[str, str]]], Iterable[tuple[int, Generated, str]]]
+# (prefix and suffix of each completion that is wanted, and a name for each) -> (place in these lists, completion,
+# name of the engine), as they come. The random numbers of a completion follow from its name and the seed.
+Generate = Callable[[list[tuple[str, str]], list[str]], Iterable[tuple[int, Generated, str]]]
 
 
 @dataclass(frozen=True)
@@ -85,13 +85,14 @@ def take_samples(judge: Judge, problems: list[Sound], n: int, path: Path, run: s
     """
     asked = {sound.problem.task_id for sound in problems}
     samples = [sample for sample in read_samples(path, run) if sample.task_id in asked]
-    there = Counter(sample.task_id for sample in samples)
-    missing = [sound for sound in problems for _ in range(n - there[sound.problem.task_id])]
+    there = {(sample.task_id, sample.number) for sample in samples}
+    missing = [(sound, i) for sound in problems for i in range(n) if (sound.problem.task_id, i) not in there]
 
     def work() -> Iterator[Callable[[], Sample]]:
-        places = [(sound.problem.prompt + sound.before, sound.after) for sound in missing]
-        for place, completion, engine in generate(places) if missing else ():
-            yield partial(_judged, judge, missing[place], completion, run, engine)
+        places = [(sound.problem.prompt + sound.before, sound.after) for sound, _ in missing]
+        names = [f"{sound.problem.task_id} {number}" for sound, number in missing]
+        for place, completion, engine in generate(places, names) if missing else ():
+            yield partial(_judged, judge, *missing[place], completion, run, engine)
 
     path.parent.mkdir(parents=True, exist_ok=True)
     total = n * len(problems)
@@ -163,7 +164,7 @@ def print_summary(result: dict[str, Any], refused: dict[str, Verdict]) -> None:
         print(f"  {len(refused)} more problems refused, whose own solution does not pass here: {names}")
 
 
-def _judged(judge: Judge, sound: Sound, completion: Generated, run: str, engine: str) -> Sample:
+def _judged(judge: Judge, sound: Sound, number: int, completion: Generated, run: str, engine: str) -> Sample:
     verdict = _verdict(judge, sound, completion.text)
     return Sample(
         run=run,
@@ -177,6 +178,7 @@ def _judged(judge: Judge, sound: Sound, completion: Generated, run: str, engine:
         detail=verdict.detail,
         seconds=verdict.seconds,
         engine=engine,
+        number=number,
     )
 
 

@@ -5,7 +5,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from common.command import InputError
@@ -21,11 +21,14 @@ class Sample:
 
     Attributes:
         run: of which settings it is one; a file holds samples of one run.
+        number: of its problem's samples, from 0; its random numbers follow from it, from the seed and the task_id.
         mean_log_prob: mean log-probability of its tokens, in nats.
         finished: whether the completion ended by itself, not by a limit on its length.
         looped: whether it was ended because it repeated itself.
         verdict, detail, seconds: see `Verdict`.
-        engine: what wrote it, and how it stores the weights; empty in samples of earlier versions.
+        engine: what wrote it, and how it stores the weights.
+
+    Samples of earlier versions lack engine and number; they count from 0 in the order of the file.
     """
 
     run: str
@@ -39,6 +42,7 @@ class Sample:
     detail: str
     seconds: float
     engine: str = ""
+    number: int = -1
 
     @property
     def parses(self) -> bool:
@@ -70,6 +74,9 @@ def read_samples(path: Path, run: str) -> list[Sample]:
             samples.append(Sample(**json.loads(line)))
         except (ValueError, TypeError):
             raise InputError(f"{path}:{number}: not a sample; delete the line, or name another --samples") from None
+        if samples[-1].number < 0:
+            earlier = sum(sample.task_id == samples[-1].task_id for sample in samples[:-1])
+            samples[-1] = replace(samples[-1], number=earlier)
         if samples[-1].run != run:
             raise InputError(
                 f"{path}:{number}: a sample of another model, of other problems or of other settings; name another "

@@ -12,7 +12,7 @@ from typing import Any
 from common.command import InputError
 from common.files import ROOT
 from common.model_files import find_pretrained
-from completion.complete import complete_all
+from completion.complete import complete_all, seed_of
 from completion.engines.engine import Engine
 from completion.settings import Completion
 from completion.stop_rules.stop_rule import StopRule, make_stop_rule
@@ -110,7 +110,7 @@ def solve(
 def _lazy(load: Callable[[], Engine], solving: Solving) -> Generate:
     """Completes prompts, many at once: one candidate each, since the first of several would be the greedy one."""
 
-    def generate(places: list[tuple[str, str]]) -> Iterator[tuple[int, Completion, str]]:
+    def generate(places: list[tuple[str, str]], names: list[str]) -> Iterator[tuple[int, Completion, str]]:
         engine = load()
         prompts, suffixes = zip(*places, strict=True)
         found = complete_all(
@@ -119,7 +119,7 @@ def _lazy(load: Callable[[], Engine], solving: Solving) -> Generate:
             suffixes=suffixes if solving.infill and not solving.no_infill else (),
             rule_of=_rule_of(solving),
             max_new_tokens=solving.max_new_tokens,
-            seed=solving.seed,
+            seeds=[seed_of(solving.seed, name) for name in names],
             temperature=solving.settings()["temperature"],
         )
         for place, (completion,) in found:

@@ -119,13 +119,13 @@ class LlamaEngine:
             "top_p": options.top_p,
             "repeat_penalty": options.repetition_penalty,
             "repeat_last_n": self.context_length,
-            "seed": seed_of(options.seed, numbers[0]),
+            "seed": random.getrandbits(31) if prompt.seed is None else prompt.seed,
         }
         greedy = len(numbers) > 1 or options.temperature == 0
         parts = [(0.0, numbers[:greedy]), (options.temperature, numbers[greedy:])]
         parts = [part for part in parts if part[1]]
         # With a seed in turn too: what shares a step with a sequence decides the last bits of its sums.
-        together = len(prompt.ids) <= READ_TWICE and options.seed is None
+        together = len(prompt.ids) <= READ_TWICE and prompt.seed is None
         with ThreadPoolExecutor(len(parts) if together else 1) as pool:
             for _ in pool.map(lambda part: self._sample(request, *part, given, emit), parts):
                 pass
@@ -256,11 +256,6 @@ def grammar(beginning: Beginning, fitting: Sequence[int], rest: str) -> str:
     else:  # a character of several tokens, which the grammar follows byte by byte
         choices.append(literal(beginning.text))
     return f"root ::= ({' | '.join(dict.fromkeys(choices))}) {rest}"
-
-
-def seed_of(seed: int | None, number: int) -> int:
-    """llama.cpp gives the candidates of one request this seed and those after it, so that neighbours must lie apart."""
-    return random.Random(None if seed is None else f"{seed} {number}").getrandbits(31)
 
 
 def literal(text: bytes) -> str:

@@ -31,8 +31,8 @@ class TorchEngine:
     def stream(self, prompts: Sequence[Prompt], options: Settings, over: set[int]) -> Iterator[Step]:
         """See `Engine.stream`."""
         generator = torch.Generator(self.model.device)
-        generator.seed() if options.seed is None else generator.manual_seed(options.seed)
         for place, prompt in enumerate(prompts):
+            generator.seed() if prompt.seed is None else generator.manual_seed(prompt.seed)
             numbers = range(place * options.candidates, (place + 1) * options.candidates)
             for tokens, log_probs in self._decode(prompt, options, generator):
                 yield from map(Step, numbers, tokens, log_probs)

@@ -32,7 +32,7 @@ class Model:
     def __init__(self, *texts: str, dies_after: int = 10**9):
         self.texts, self.dies_after, self.asked = texts, dies_after, 0
 
-    def __call__(self, prompts):
+    def __call__(self, prompts, names):
         taken = {}
         for place, prompt in enumerate(prompts):  # each with what follows the completion
             if self.asked == self.dies_after:

@@ -61,6 +61,14 @@ def test_many_prompts_and_several_candidates(engines):
     assert greedy in {completion.text for completion in found}
 
 
+def test_random_numbers_follow_from_the_seed_of_a_prompt_alone(engines):
+    settings = {"temperature": 1.0, "max_new_tokens": 8, "stop": "none"}
+    for engine in engines:
+        alone = dict(complete_all(engine, PROMPTS[:1], seeds=[7], **settings))[0][0].text
+        beside = dict(complete_all(engine, [PROMPTS[1], *PROMPTS[:1] * 2], seeds=[9, 7, 8], **settings))
+        assert beside[1][0].text == alone != beside[2][0].text
+
+
 def test_seeds_beside_each_other_share_no_candidate(engines):
     settings = {"temperature": 2.0, "top_p": 1.0, "num_return_sequences": 4, "max_new_tokens": 12, "stop": "none"}
     for engine in engines:
