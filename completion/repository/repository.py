@@ -1,0 +1,203 @@
+"""A project's source files, and the chunks of them that resemble the code around a cursor."""
+
+import hashlib
+import threading
+import time
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from completion.repository.chunks import NAME, Chunk, cut_chunks, words_of
+from dataset.sources import find_sources, read_text
+
+QUERY_BEFORE, QUERY_AFTER = 24, 4  # lines around the cursor whose words are searched for
+GOOD_ENOUGH = 0.2  # the least score of a chunk that is shown
+KEPT = 1.5  # times its score counts for a chunk that was shown last, so that the choice stays while one types
+MOST = 4  # chunks
+CONSIDERED = 16  # chunks that are tried for one that has room
+SATURATION, LENGTH_SHARE = 1.5, 0.75  # BM25's usual k1 and b
+CHECKED_AFTER = 5  # seconds after which files are looked at again
+
+
+class _File(NamedTuple):
+    stamp: tuple[int, int]  # time of the last change in ns, bytes
+    digest: bytes  # of the text
+    chunks: list[Chunk]
+    words: list[np.ndarray]  # of each chunk [words] int32: the numbers of its different words
+
+
+class _Index(NamedTuple):
+    """Which chunks each word occurs in."""
+
+    chunks: list[Chunk]
+    digests: dict[str, bytes]  # by path
+    places: dict[Chunk, int]  # of each chunk in the list
+    lengths: np.ndarray  # [chunks] float32: different words of each
+    starts: np.ndarray  # [words + 1] int64: where in `found` each word's chunks begin
+    found: np.ndarray  # [occurrences] int32
+
+
+class Repository:
+    """The source files below a folder, as dataset/convert.py finds them: neither ignored by git nor installed.
+
+    Files are looked at again, beside the caller's work, when some seconds have passed, and read again if they changed.
+    It may be used by several threads.
+
+    Raises:
+        InputError: no such folder, or no source file in it.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._numbers: dict[str, int] = {}  # of each word
+        self._names: dict[str, tuple[int, ...]] = {}  # the numbers of the words of each name
+        self._files: dict[str, _File] = {}
+        self._lock = threading.Lock()
+        self._checked = 0.0
+        self._last: tuple[str | None, str, list[Chunk]] = (None, "", [])
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Read what is new or has changed."""
+        with self._lock:
+            before = self._files
+            self._files = {}
+            for source in find_sources([str(self.folder)]).files:
+                if file := self._read(source.file, source.path, before.get(source.path)):
+                    self._files[source.path] = file
+            if list(self._files.items()) != list(before.items()):
+                self._index = self._build()
+            self._checked = time.monotonic()
+
+    def chunks_for(
+        self,
+        prefix: str,
+        suffix: str,
+        path: str | None = None,
+        extra: Sequence[Chunk] = (),
+        exclude: Collection[str] = (),
+        *,
+        max_tokens: int,
+        count_tokens: Callable[[Chunk], int],
+    ) -> list[Chunk]:
+        """The chunks that are most like the code around the cursor, by path and line; none where none is good enough.
+
+        The order, and the preference for what was shown last, keep the prompt's beginning the same while one types, so
+        that an engine need not read it again.
+
+        Args:
+            prefix, suffix: the code that the model sees before and after the cursor.
+            path: of the file that is completed, below the folder; its other parts may be shown.
+            extra: further chunks to choose from, as an editor sends them.
+            exclude: paths of files that must not be shown; nor are files with the same text.
+            max_tokens: that all chunks may take together, each as `count_tokens` counts it.
+        """
+        if time.monotonic() - self._checked > CHECKED_AFTER:
+            self._checked = time.monotonic()
+            threading.Thread(target=self.refresh, daemon=True).start()
+        index = self._index
+        chunks = [*index.chunks, *extra]
+        scores = self._scores(index, query_of(prefix, suffix), extra)
+        last_path, begun, shown = self._last
+        if path == last_path and begun and prefix.startswith(begun):
+            for chunk in shown:
+                if (place := index.places.get(chunk)) is not None:
+                    scores[place] *= KEPT
+        hidden = {index.digests.get(name) for name in exclude} - {None}
+        visible = {line.strip() for line in (prefix + suffix).splitlines()}
+        chosen: list[Chunk] = []
+        for place in np.argsort(-scores, kind="stable")[: CONSIDERED + len(exclude)]:
+            chunk = chunks[place]
+            if scores[place] < GOOD_ENOUGH or len(chosen) == MOST:
+                break
+            if chunk.path in exclude or (hidden and index.digests.get(chunk.path) in hidden):
+                continue
+            if (chunk.path == path or place >= len(index.chunks)) and _mostly_in(chunk.text, visible):
+                continue
+            if (tokens := count_tokens(chunk)) <= max_tokens:
+                chosen.append(chunk)
+                max_tokens -= tokens
+        chosen.sort()
+        self._last = path, prefix[: prefix.rfind("\n") + 1], chosen
+        return chosen
+
+    def _read(self, file: Path, path: str, known: _File | None) -> _File | None:
+        try:
+            stat = file.stat()
+        except OSError:  # deleted meanwhile
+            return None
+        stamp = stat.st_mtime_ns, stat.st_size
+        if known and known.stamp == stamp:
+            return known
+        text, _ = read_text(file)
+        chunks = cut_chunks(path, text)
+        return _File(stamp, hashlib.sha256(text.encode()).digest(), chunks, [self._words(c.text) for c in chunks])
+
+    def _words(self, text: str) -> np.ndarray:
+        """The numbers of a text's different words, [words] int32; new words get numbers."""
+        numbers: set[int] = set()
+        for name in set(NAME.findall(text)):
+            if name not in self._names:
+                words = words_of(name)
+                self._names[name] = tuple(self._numbers.setdefault(word, len(self._numbers)) for word in words)
+            numbers.update(self._names[name])
+        return np.fromiter(numbers, np.int32, len(numbers))
+
+    def _build(self) -> _Index:
+        chunks = [chunk for file in self._files.values() for chunk in file.chunks]
+        words = [words for file in self._files.values() for words in file.words]
+        lengths = np.array([len(own) for own in words], np.int32)
+        flat = np.concatenate([np.empty(0, np.int32), *words])
+        order = np.argsort(flat, kind="stable")
+        return _Index(
+            chunks,
+            {path: file.digest for path, file in self._files.items()},
+            {chunk: place for place, chunk in enumerate(chunks)},
+            lengths.astype(np.float32),
+            np.searchsorted(flat[order], np.arange(len(self._numbers) + 1)),
+            np.repeat(np.arange(len(chunks), dtype=np.int32), lengths)[order],
+        )
+
+    def _scores(self, index: _Index, query: str, extra: Sequence[Chunk]) -> np.ndarray:
+        """[chunks + extra] float32: BM25 of each chunk, as a share of the weight of all words that are searched for.
+
+        A word counts once in a chunk. A library for BM25, bm25s, took 9 times as long to build the index of 5,000 files
+        and 1 GB, and has no score for a text that is not in its index.
+        """
+        scores = np.zeros(len(index.chunks) + len(extra), np.float32)
+        words_of_extra = [_words_in(chunk.text) for chunk in extra]
+        total = 0.0
+        for word in sorted(_words_in(query)):
+            number = self._numbers.get(word, len(index.starts))
+            if number + 1 >= len(index.starts):  # in no chunk
+                continue
+            begin, end = index.starts[number], index.starts[number + 1]
+            weight = np.log1p((len(index.chunks) - (end - begin) + 0.5) / (end - begin + 0.5))
+            total += weight
+            scores[index.found[begin:end]] += weight
+            for place, words in enumerate(words_of_extra, len(index.chunks)):
+                scores[place] += weight * (word in words)
+        lengths = np.concatenate([index.lengths, [len(words) for words in words_of_extra]])
+        relative = lengths / max(1.0, float(index.lengths.mean()))
+        norm = 1 - LENGTH_SHARE + LENGTH_SHARE * relative
+        return scores * (1 + SATURATION) / (1 + SATURATION * norm) / max(total, 1e-9)
+
+
+def query_of(prefix: str, suffix: str) -> str:
+    """The lines around the cursor, without the word that is being typed."""
+    before = prefix.splitlines(keepends=True)[-QUERY_BEFORE:]
+    text = "".join(before)
+    while text and (text[-1].isalnum() or text[-1] == "_"):
+        text = text[:-1]
+    return text + "\n" + "".join(suffix.splitlines(keepends=True)[:QUERY_AFTER])
+
+
+def _words_in(text: str) -> set[str]:
+    return {word for name in set(NAME.findall(text)) for word in words_of(name)}
+
+
+def _mostly_in(text: str, visible: set[str]) -> bool:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return 2 * sum(line in visible for line in lines) >= len(lines)

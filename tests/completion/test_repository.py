@@ -1,0 +1,105 @@
+"""Which chunks of a project are shown, and which never."""
+
+import subprocess
+
+import pytest
+
+from common.command import InputError
+from completion.repository.chunks import Chunk, cut_chunks, words_of
+from completion.repository.repository import Repository
+
+BANK = """\
+class BankAccount:
+    def __init__(self, owner, openingBalance):
+        self.owner = owner
+        self.opening_balance = openingBalance
+
+    def transfer_money(self, receiver, amount):
+        self.withdraw(amount)
+        receiver.deposit(amount)
+"""
+WEATHER = "def forecast(city, temperature):\n    return rainfall[city] / temperature\n"
+CALLER = "from bank import BankAccount\n\naccount = BankAccount('Ada', 10)\naccount.transfer_"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "bank.py").write_text(BANK)
+    (tmp_path / "weather.py").write_text(WEATHER)
+    return tmp_path
+
+
+def shown(repository, prefix=CALLER, suffix="", *args, max_tokens=500, **more):
+    found = repository.chunks_for(
+        prefix, suffix, *args, max_tokens=max_tokens, count_tokens=lambda chunk: len(chunk.text) // 4, **more
+    )
+    return [chunk.path for chunk in found]
+
+
+def test_chunks_are_all_the_lines_and_end_where_code_does():
+    text = "".join(f"def f{i}():\n    x = {i}\n    y = x\n    return y\n\n" for i in range(20))
+    chunks = cut_chunks("a.py", text)
+    assert "".join(chunk.text for chunk in chunks) == text
+    assert chunks[1].first_line == 1 + chunks[0].text.count("\n")
+    assert all(chunk.text.lstrip().startswith("def") for chunk in chunks)
+    assert cut_chunks("a.py", "\n\n# --\n") == []
+
+
+def test_a_name_is_searched_for_in_every_spelling():
+    assert words_of("parseHTTPHeader2") == ["parse", "http", "header", "2", "parsehttpheader2"]
+    assert set(words_of("opening_balance")) >= set(words_of("openingBalance")[:2])
+    assert words_of("größe") == ["größe"]
+
+
+def test_what_resembles_the_code_is_shown_and_nothing_else(folder):
+    repository = Repository(folder)
+    assert shown(repository) == ["bank.py"]
+    assert shown(repository, "import socket\nlisten_on_port(") == []
+    assert shown(repository, max_tokens=10) == []
+
+
+def test_the_file_that_is_completed_and_its_copies_are_hidden(folder):
+    (folder / "copy.py").write_text(BANK)
+    repository = Repository(folder)
+    assert len(shown(repository)) == 2
+    assert shown(repository, exclude=["bank.py"]) == []
+
+
+def test_other_parts_of_the_file_are_shown_but_not_what_is_visible(folder):
+    (folder / "long.py").write_text(BANK + "\n\n" + "x = 1\n" * 30 + CALLER)
+    repository = Repository(folder)
+    assert "long.py" in shown(repository, CALLER, "", "long.py")
+    assert "long.py" not in shown(repository, (folder / "long.py").read_text(), "", "long.py")
+
+
+def test_chunks_of_the_editor_are_candidates_too(folder):
+    repository = Repository(folder)
+    extra = Chunk("notes.py", 7, "account.transfer_money(receiver, amount)  # BankAccount of Ada\n")
+    assert "notes.py" in shown(repository, extra=[extra])
+    assert shown(repository, extra=[Chunk("other.py", 1, "colour = blue\n")]) == ["bank.py"]
+
+
+def test_files_are_read_again_and_ignored_ones_never(folder):
+    subprocess.run(["git", "init", "-q", folder], check=True)
+    (folder / ".gitignore").write_text("secret.py\n")
+    (folder / "secret.py").write_text(BANK)
+    (folder / ".env").write_text(BANK)
+    repository = Repository(folder)
+    assert shown(repository) == ["bank.py"]
+    (folder / "weather.py").write_text(BANK.replace("Ada", "Eve"))
+    (folder / "bank.py").unlink()
+    repository.refresh()
+    assert shown(repository) == ["weather.py"]
+
+
+def test_a_word_more_does_not_change_what_is_shown(folder):
+    for number in range(8):
+        (folder / f"bank{number}.py").write_text(BANK.replace("receiver", f"receiver{number}"))
+    repository = Repository(folder)
+    first = shown(repository, CALLER + "money(rec")
+    assert shown(repository, CALLER + "money(receiver, amo", max_tokens=500) == first
+
+
+def test_a_folder_without_source_code_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"no \.py or \.java file"):
+        Repository(tmp_path)
