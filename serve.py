@@ -96,7 +96,7 @@ def check_port(host: str, port: int) -> None:
 def start(flags: ServeFlags, key: str) -> list:
     """Load the model, listen, and say how to use it; returns what listens."""
     from common.model_files import find_pretrained, newest_run
-    from completion.engines.llama_engine import load_library
+    from completion.engines.llama_server import load_library, set_threads
     from completion.gguf_export.errors import CannotConvert
     from completion.gguf_export.gguf_cache import converted
     from completion.tokens import Vocabulary, context_length
@@ -121,6 +121,7 @@ def start(flags: ServeFlags, key: str) -> list:
     # Pages of other origins get no answer that their browser would show them.
     params.cors_origins, params.cors_credentials = address, False
     params.ui = params.endpoint_slots = params.warmup = params.fit_params = False
+    set_threads(params, file)
     params.n_ctx, params.n_parallel, params.kv_unified = flags.context, 4, True
     # Of a longer file /infill takes n_batch tokens around the cursor, and of other files what leaves n_predict twice.
     context = min(flags.context, context_length(folder))

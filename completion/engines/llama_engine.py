@@ -1,22 +1,15 @@
 """Generate with llama.cpp, in this process and on its CPU; neither torch nor transformers is imported."""
 
 import math
-import os
 import queue
 import random
-import secrets
-import shutil
-import signal
-import socket
-import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from completion.engines.engine import Step
+from completion.engines.llama_server import load_library, set_threads, start_private
 from completion.gguf_export.gguf_cache import converted
 from completion.prompt import Beginning, Prompt
 from completion.settings import Settings
@@ -31,7 +24,6 @@ CONSIDERED = 256  # likeliest tokens among which one that spells the prompt's en
 # A prompt of more tokens than this is not read twice, once for the greedy candidate and once for the others: it is
 # decoded in turn instead, which costs less.
 READ_TWICE = 256
-SMALL = 40_000_000  # bytes; the layers of a smaller model are so short that threads wait longer than they work
 
 
 class LlamaEngine:
@@ -52,7 +44,6 @@ class LlamaEngine:
         self._file = converted(folder, kind)
         self.vocabulary = Vocabulary.load(folder)
         self.context_length = context_length(folder)
-        self._threads = 1 if self._file.stat().st_size < SMALL else free_cores()
         self._server, self._sequences, self._room = None, 0, 0
 
     def stream(self, prompts: Sequence[Prompt], options: Settings, over: set[int]) -> Iterator[Step]:
@@ -215,20 +206,8 @@ class LlamaEngine:
         params.warmup = params.fit_params = params.ui = params.cache_idle_slots = False
         params.endpoint_slots = params.endpoint_props = False
         params.cache_ram_mib = params.verbosity = params.n_gpu_layers = 0
-        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = self._threads
-        self._server = start_unreachable(self._library.Server, params)
-
-
-def load_library():
-    """xllamacpp, whose threads wait for each other awake.
-
-    Asleep in between, as is right for torch's (`run_command`), they took twice as long: they meet hundreds of times a
-    token.
-    """
-    os.environ.pop("OMP_WAIT_POLICY", None)
-    import xllamacpp
-
-    return xllamacpp
+        set_threads(params, self._file)
+        self._server = start_private(self._library.Server, params)
 
 
 ANY = r"[\x00-\U0010FFFF]*"
@@ -260,63 +239,3 @@ def grammar(beginning: Beginning, fitting: Sequence[int], rest: str) -> str:
 
 def literal(text: bytes) -> str:
     return '"' + "".join(f"\\U{ord(character):08X}" for character in text.decode()) + '"'
-
-
-def start_unreachable(make: Callable, params) -> object:
-    """llama.cpp's server, which listens where nobody can call it: this process alone asks it, and not that way."""
-    folder = Path(tempfile.mkdtemp(prefix="autocoder-"))  # nobody else may enter it
-    try:
-        if hasattr(socket, "AF_UNIX") and os.name != "nt":
-            params.hostnames = [str(folder / "x.sock")]
-        else:
-            params.hostnames, params.port = ["127.0.0.1"], 0
-            params.api_keys = [secrets.token_hex(32)]
-        with own_signals():
-            return make(params)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)  # a socket without a name cannot be connected to
-
-
-@contextmanager
-def own_signals() -> Iterator[None]:
-    """Keep this program's signal handlers, in whose place the server puts its own; a signal waits until the end."""
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    if threading.current_thread() is not threading.main_thread():  # others may not set handlers
-        yield
-        return
-    handlers = {number: signal.getsignal(number) for number in numbers}
-    can_block = hasattr(signal, "pthread_sigmask")  # not on Windows
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, numbers) if can_block else None
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
-        if can_block:
-            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-
-
-def free_cores() -> int:
-    """Physical cores, or as many of them as other programs leave free right now, at least one (Linux; elsewhere all).
-
-    llama.cpp's threads wait for each other many times a token: where one has to wait for a processor, all do.
-    """
-    running = []
-    with suppress(OSError, ValueError, IndexError):
-        for _ in range(5):  # the fewest, so that a moment's work counts for nothing
-            running.append(int(Path("/proc/loadavg").read_text().split()[3].partition("/")[0]) - 1)  # without us
-            time.sleep(0.002)
-    free = (os.cpu_count() or 1) - min(running, default=0)
-    return max(1, min(physical_cores(), free))
-
-
-def physical_cores() -> int:
-    """Cores that this process may use, counting those that share a core's arithmetic once (Linux; elsewhere half of
-    more than four)."""
-    usable = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    cores = set()
-    for cpu in usable:
-        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
-        cores.add(siblings.read_text() if siblings.is_file() else cpu)
-    known = Path("/sys/devices/system/cpu/cpu0/topology/thread_siblings_list").is_file()
-    return len(cores) if known or len(cores) <= 4 else len(cores) // 2
