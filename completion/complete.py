@@ -13,6 +13,8 @@ from math import exp
 from completion.engines.engine import Engine, Step
 from completion.infill import read_infill
 from completion.prompt import Prompt, read_prompt
+from completion.repository.chunks import Chunk
+from completion.repository.form import with_context
 from completion.settings import Completion, Settings
 from completion.stop_rules.repetition import before_circle
 from completion.stop_rules.stop_rule import StopRule, make_stop_rule
@@ -26,6 +28,8 @@ def complete(
     language: str = "python",
     *,
     suffix: str = "",
+    context: Sequence[Chunk] = (),
+    path: str = "",
     on_text: Callable[[str], None] | None = None,
     cancelled: Callable[[], bool] = lambda: False,
     **settings,
@@ -35,6 +39,8 @@ def complete(
     Args:
         suffix: what follows the cursor; a model that knows marker words for it fills in what stands between, another
             completes the prompt alone. Neither repeats what the suffix says.
+        context: chunks of the project that the model reads first, as far as the prompt leaves room for them.
+        path: of the file that is completed, below the project's folder, for models that are told it.
         on_text: called with each further piece of the first candidate's text, in whole characters, once it surely
             belongs to the completion.
         cancelled: asked after each token; once it is true, what there is becomes the result.
@@ -42,8 +48,9 @@ def complete(
     Raises:
         InputError: a setting outside its range.
     """
+    places = {"suffixes": [suffix], "contexts": [context], "paths": [path]}
     ((_, completions),) = complete_all(
-        engine, [prompt], language, suffixes=[suffix], on_text=on_text, cancelled=cancelled, **settings
+        engine, [prompt], language, on_text=on_text, cancelled=cancelled, **places, **settings
     )
     return completions
 
@@ -56,6 +63,8 @@ def complete_all(
     on_text: Callable[[str], None] | None = None,
     cancelled: Callable[[], bool] = lambda: False,
     suffixes: Sequence[str] = (),
+    contexts: Sequence[Sequence[Chunk]] = (),
+    paths: Sequence[str] = (),
     seeds: Sequence[int] = (),
     rule_of: Callable[[str], StopRule] | None = None,
     **settings,
@@ -65,7 +74,7 @@ def complete_all(
     Arguments and errors are those of `complete`; `on_text` hears of the first prompt.
 
     Args:
-        suffixes: of each prompt, as `complete`'s; none for none.
+        suffixes, contexts, paths: of each prompt, as `complete`'s; none for none.
         seeds: of each prompt, from `seed_of`; none: made of the setting `seed` and the prompt's place.
         rule_of: makes a stop rule for a prompt, instead of the setting `stop`.
     """
@@ -78,10 +87,8 @@ def complete_all(
     def rule(prompt: str, suffix: str) -> StopRule:
         return before_suffix(rule_of(prompt), prompt, suffix) if suffix else rule_of(prompt)
 
-    read = [
-        _read(engine, prompt, suffix, language, options.max_new_tokens)
-        for prompt, suffix in zip(prompts, suffixes, strict=True)
-    ]
+    places = zip(prompts, suffixes, contexts or [()] * len(prompts), paths or [""] * len(prompts), strict=True)
+    read = [read_place(engine, *place, language, options.max_new_tokens) for place in places]
     if seeds:
         read = [replace(prompt, seed=seed) for prompt, seed in zip(read, seeds, strict=True)]
     candidates = [
@@ -129,11 +136,23 @@ def seed_of(*parts: object) -> int:
     return random.Random(" ".join(map(str, parts))).getrandbits(31)
 
 
-def _read(engine: Engine, prompt: str, suffix: str, language: str, max_new_tokens: int) -> Prompt:
-    vocabulary, context = engine.vocabulary, engine.context_length
+def read_place(
+    engine: Engine,
+    prefix: str,
+    suffix: str,
+    context: Sequence[Chunk],
+    path: str,
+    language: str,
+    max_new_tokens: int,
+) -> Prompt:
+    """What the model reads at a place: as many chunks as have room, and the prefix, with the suffix where it can."""
+    vocabulary, length = engine.vocabulary, engine.context_length
     if suffix and vocabulary.fim_words:
-        return read_infill(vocabulary, vocabulary.fim_words, prompt, suffix, language, context, max_new_tokens)
-    return read_prompt(vocabulary, prompt, language, context, max_new_tokens)
+        prompt = read_infill(vocabulary, vocabulary.fim_words, prefix, suffix, language, length, max_new_tokens)
+    else:
+        prompt = read_prompt(vocabulary, prefix, language, length, max_new_tokens)
+    room = length - len(prompt.ids) - max_new_tokens - len(prompt.beginning.text)
+    return with_context(prompt, vocabulary, context, language, path, room)
 
 
 def rank(completions: list[Completion]) -> list[Completion]:

@@ -3,10 +3,17 @@
 import subprocess
 
 import pytest
+from conftest import ROOT
+from tokenizers import Tokenizer
 
 from common.command import InputError
+from completion.complete import complete, read_place
+from completion.engines.load_engine import load_engine
+from completion.prompt import read_prompt
 from completion.repository.chunks import Chunk, cut_chunks, words_of
+from completion.repository.form import with_context
 from completion.repository.repository import Repository
+from completion.tokens import Vocabulary
 
 BANK = """\
 class BankAccount:
@@ -103,3 +110,45 @@ def test_a_word_more_does_not_change_what_is_shown(folder):
 def test_a_folder_without_source_code_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"no \.py or \.java file"):
         Repository(tmp_path)
+
+
+CHUNKS = [Chunk("bank.py", 1, "class Bank:\n    pass\n"), Chunk("shop.py", 5, "class Shop:\n    pass")]
+
+
+def read(vocabulary, prompt, room, chunks=CHUNKS, language="python"):
+    """What the model reads, as text."""
+    whole = with_context(prompt, vocabulary, chunks, language, "app/main.py", room)
+    return vocabulary._tokenizer.decode(whole.ids, skip_special_tokens=False)
+
+
+def test_a_model_without_words_for_it_reads_comments_before_its_control_word():
+    vocabulary = Vocabulary.load(ROOT / "pretrained" / "tiny")
+    prompt = read_prompt(vocabulary, "x = Ba", "python", 256, 16)
+    comments = "# bank.py\n# class Bank:\n#     pass\n\n# shop.py\n# class Shop:\n#     pass\n\n"
+    assert read(vocabulary, prompt, 200) == f"{comments}<python>x ="
+    assert read(vocabulary, prompt, 200, CHUNKS[:1], "java").startswith("// bank.py\n// class Bank:\n")
+    assert read(vocabulary, prompt, 25) == f"{comments.partition('# shop')[0]}<python>x ="
+    assert read(vocabulary, prompt, 5) == "<python>x ="
+
+
+def test_a_model_with_words_for_it_is_given_the_chunks_in_these():
+    tokenizer = Tokenizer.from_file(str(ROOT / "pretrained" / "tiny" / "tokenizer.json"))
+    tokenizer.add_special_tokens(["<|repo_name|>", "<|file_sep|>"])
+    vocabulary = Vocabulary(tokenizer, {})
+    prompt = read_prompt(vocabulary, "x = Ba", "python", 256, 16)
+    files = "<|file_sep|>bank.py\nclass Bank:\n    pass\n<|file_sep|>shop.py\nclass Shop:\n    pass\n"
+    assert read(vocabulary, prompt, 200) == f"<|repo_name|>project\n{files}<|file_sep|>app/main.py\n<python>x ="
+    assert read(vocabulary, prompt, 200, []) == "<python>x ="
+
+
+def test_the_prompt_loses_nothing_to_the_context():
+    """Neither where it fills the model's context nor where a little is left."""
+    engine = load_engine("tiny")
+    asked = {"temperature": 0, "max_new_tokens": 8}
+    long = "x = 1\n" * 400
+    assert complete(engine, long, context=CHUNKS, **asked) == complete(engine, long, **asked)
+    assert complete(engine, "class ", context=CHUNKS, **asked)[0].prompt_tokens_dropped == 0
+    assert (
+        read_place(engine, "class ", "", CHUNKS, "", "python", 8).ids
+        != read_place(engine, "class ", "", (), "", "python", 8).ids
+    )

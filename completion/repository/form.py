@@ -1,0 +1,79 @@
+"""How chunks of a project are written into a prompt, in a form that the model knows."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+
+from completion.prompt import Prompt
+from completion.repository.chunks import Chunk
+from completion.repository.repository import Repository
+from completion.tokens import Vocabulary
+
+# The words of a repository's name and of a file's beginning: of Qwen-Coder (arXiv:2409.12186) and of StarCoder 2.
+FAMILIES = (("<|repo_name|>", "<|file_sep|>"),)
+COMMENT = {"java": "//"}  # else as in Python
+NAME = "project"  # what the repository is called; no model's answer depends on it
+
+
+def choose_context(
+    repository: Repository,
+    vocabulary: Vocabulary,
+    prefix: str,
+    suffix: str,
+    language: str,
+    path: str | None = None,
+    extra: Sequence[Chunk] = (),
+    exclude: Collection[str] = (),
+    *,
+    max_tokens: int,
+) -> list[Chunk]:
+    """`Repository.chunks_for`, with tokens counted as this model reads them."""
+
+    def count(chunk: Chunk) -> int:
+        return len(_chunk_ids(vocabulary, chunk, language))
+
+    room = max_tokens - len(context_ids(vocabulary, [], language, path or ""))
+    return repository.chunks_for(prefix, suffix, path, extra, exclude, max_tokens=room, count_tokens=count)
+
+
+def with_context(
+    prompt: Prompt, vocabulary: Vocabulary, chunks: Sequence[Chunk], language: str, path: str, room: int
+) -> Prompt:
+    """The prompt with as many of the chunks before it as have room, the last ones first left out.
+
+    They come after what the tokenizer itself puts before a text, and before the language's control word.
+
+    Args:
+        path: of the file that is completed, for models that are told each file's name; may be empty.
+        room: tokens.
+    """
+    chunks = list(chunks)
+    while chunks and len(ids := context_ids(vocabulary, chunks, language, path)) > room:
+        chunks.pop()
+    if not chunks:
+        return prompt
+    begin = len(vocabulary.start(""))
+    return replace(prompt, ids=[*prompt.ids[:begin], *ids, *prompt.ids[begin:]])
+
+
+def context_ids(vocabulary: Vocabulary, chunks: Sequence[Chunk], language: str, path: str) -> list[int]:
+    """All that stands before the prompt: the chunks, and what leads from them to the file that is completed."""
+    ids = [token for chunk in chunks for token in _chunk_ids(vocabulary, chunk, language)]
+    if words := _repository_words(vocabulary):
+        name, file = ([word] for word in words)
+        return [*name, *vocabulary.encode(f"{NAME}\n"), *ids, *file, *vocabulary.encode(f"{path or 'main'}\n")]
+    return ids
+
+
+def _chunk_ids(vocabulary: Vocabulary, chunk: Chunk, language: str) -> list[int]:
+    text = chunk.text if chunk.text.endswith("\n") else chunk.text + "\n"
+    if words := _repository_words(vocabulary):
+        return [words[1], *vocabulary.encode(f"{chunk.path}\n{text}")]
+    mark = COMMENT.get(language, "#")
+    return vocabulary.encode("".join(f"{mark} {line}\n" for line in [chunk.path, *text.splitlines()]) + "\n")
+
+
+def _repository_words(vocabulary: Vocabulary) -> list[int] | None:
+    for words in FAMILIES:
+        if None not in (ids := vocabulary.ids_of(words)):
+            return ids
+    return None
