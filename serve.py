@@ -1,16 +1,15 @@
-"""Serve a model to editors and to clients of OpenAI's interface: llama.cpp's own server on the converted model.
+"""Serve a model to editors and to clients of OpenAI's interface, on this computer.
 
 python serve.py --model_path tiny
 curl http://127.0.0.1:8012/v1/completions -d '{"prompt": "def add(a, b):", "max_tokens": 16}'
 
-/infill completes at a cursor in the middle, for models that know marker words for it; /v1/completions completes from
-left to right, streaming if asked; /health answers once the model is loaded.
+/infill completes at the cursor, as interact.py does with a suffix; /v1/completions completes from left to right. Both
+stream if asked. /health answers once the model is loaded.
 """
 
 import ipaddress
 import os
 import signal
-import socket
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,10 +28,10 @@ class ServeFlags(Flags):
     port: int = flag(
         8012, "port to listen on; 8012 is what llama.vim and llama.vscode expect", at_least=1, at_most=65535
     )
-    api_key: str = flag("", f"file with the key that clients must send; else the variable {KEY_VARIABLE} names the key")
+    api_key: str = flag("", f"file with the key that clients must send; default: the key in ${KEY_VARIABLE}, if any")
     context: int = flag(
         4096,
-        "most tokens of a request, at most what the model has; all requests under way share them",
+        "most tokens of a request, at most what the model has; requests answered at the same time share them",
         at_least=64,
         at_most=1_000_000,
     )
@@ -46,31 +45,39 @@ def main() -> None:
         raise InputError(
             f"--host {flags.host}: other machines could use it; give a key with --api_key FILE or {KEY_VARIABLE}"
         )
-    check_port(flags.host, flags.port)
+    from serving.relay import Relay
+
+    relay = Relay(flags.host, flags.port, key)
+    engine = load(flags)
     stopped = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopped.set())
-    _servers = start(flags, key)  # they listen as long as they are referred to
+    relay.start(engine)
+    address = f"http://{f'[{flags.host}]' if ':' in flags.host else flags.host}:{flags.port}"
+    print(usage(engine.model_name, address, bool(key), bool(engine.vocabulary.fim_words)), flush=True)
     while not stopped.wait(1):  # a thread of llama.cpp's may get the signal, which this one then sees when it wakes
         pass
     print("stopped", flush=True)
-    os._exit(0)  # the servers' threads would finish the requests under way first, for minutes perhaps
+    os._exit(0)  # llama.cpp's threads would finish the requests that they are working on first, perhaps for minutes
 
 
 def read_key(file: str) -> str:
-    """The key of the file, or of the environment; empty where there is neither.
+    """The key in the file, or else in the environment; empty if there is none.
 
     Raises:
-        InputError: a file without a key in it.
+        InputError: the file cannot be read, or the key is not one word of ASCII characters.
     """
-    if not file:
-        return os.environ.get(KEY_VARIABLE, "")
+    if not file and not os.environ.get(KEY_VARIABLE):
+        return ""
     try:
-        key = Path(file).read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
+        if file and not Path(file).is_file():
+            raise FileNotFoundError("no such file, or not a regular one")
+        key = Path(file).read_bytes()[:1000].decode().strip() if file else os.environ[KEY_VARIABLE].strip()
+    except (OSError, ValueError) as error:
         raise InputError(f"--api_key {file}: cannot be read ({error}); name a file that holds the key") from None
-    if not key or any(character.isspace() for character in key):
-        raise InputError(f"--api_key {file}: must hold a key, one word")
+    if not key or not all("!" <= character <= "~" for character in key):
+        name = f"--api_key {file}" if file else KEY_VARIABLE
+        raise InputError(f"{name}: must hold a key, one word of ASCII letters, digits and signs")
     return key
 
 
@@ -81,75 +88,37 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def check_port(host: str, port: int) -> None:
-    """Raises InputError where nothing can listen there; llama.cpp would only say that it failed."""
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            if os.name != "nt":  # as llama.cpp does: a port is free again as soon as its server has ended
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host, port))
-    except OSError as error:
-        raise InputError(f"{host}:{port}: {error.strerror or error}; choose another --host or --port") from None
+def load(flags: ServeFlags):
+    """The model, ready to be asked.
 
-
-def start(flags: ServeFlags, key: str) -> list:
-    """Load the model, listen, and say how to use it; returns what listens."""
+    Raises:
+        InputError: there is no such model, or llama.cpp cannot run it.
+    """
     from common.model_files import find_pretrained, newest_run
-    from completion.engines.llama_server import load_library, set_threads
     from completion.gguf_export.errors import CannotConvert
-    from completion.gguf_export.gguf_cache import converted
-    from completion.tokens import Vocabulary, context_length
-    from serving.relay import InfillRelay
+    from serving.served_engine import ServedEngine
 
     path = flags.model_path or newest_run()
     folder = find_pretrained(path)
     try:
-        library = load_library()
-        file = converted(folder, flags.type)
+        return ServedEngine(folder, flags.type, Path(path).resolve().name, flags.context)
     except ImportError:
         raise InputError("serve.py needs xllamacpp: pip install xllamacpp") from None
     except CannotConvert as error:
         raise InputError(f"{folder}: llama.cpp cannot run it: {error}") from None
-    address = f"http://{f'[{flags.host}]' if ':' in flags.host else flags.host}:{flags.port}"
-    params = library.CommonParams()
-    params.model.path, params.model_alias = str(file), {Path(path).name}
-    params.api_keys = [key] if key else []
-    vocabulary = Vocabulary.load(folder)
-    fills_in = bool(vocabulary.fim_words)
-    params.hostnames, params.port = (["127.0.0.1"], 0) if fills_in else ([flags.host], flags.port)
-    # Pages of other origins get no answer that their browser would show them.
-    params.cors_origins, params.cors_credentials = address, False
-    params.ui = params.endpoint_slots = params.warmup = params.fit_params = False
-    set_threads(params, file)
-    params.n_ctx, params.n_parallel, params.kv_unified = flags.context, 4, True
-    # Of a longer file /infill takes n_batch tokens around the cursor, and of other files what leaves n_predict twice.
-    context = min(flags.context, context_length(folder))
-    params.n_batch, params.n_predict = min(2048, context // 2), context // 8
-    params.n_cache_reuse = 32  # an editor's next request has lost some lines of the last one's beginning
-    params.cache_ram_mib = 0  # else prompts of earlier requests are kept, up to 8 GiB of them
-    params.verbosity = 0
-    servers = [library.Server(params)]
-    if fills_in:
-        upstream = ("127.0.0.1", int(servers[0].listening_address.rpartition(":")[2]))
-        relay = InfillRelay((flags.host, flags.port), upstream, vocabulary, params.n_batch)
-        threading.Thread(target=relay.serve_forever, daemon=True).start()
-        servers.append(relay)
-    print(usage(path, address, bool(key), fills_in), flush=True)
-    return servers
 
 
-def usage(name: str, address: str, has_key: bool, fills_in: bool) -> str:
+def usage(name: str, address: str, has_key: bool, knows_infill: bool) -> str:
+    """How to connect editors and other clients."""
     key = "  (clients must send the key)" if has_key else ""
-    cursor = f"""
-  Vim, Neovim   llama.vim:     let g:llama_config = {{'endpoint_fim': '{address}/infill',
-                                 \\ 'n_prefix': 36, 'n_suffix': 4, 'ring_n_chunks': 0, 'stop_strings': ["\\n\\n"]}}
-  VS Code       llama.vscode:  "llama-vscode.endpoint": "{address}\""""
-    if not fills_in:
-        cursor = """
-  llama.vim, llama.vscode: not with this model, which knows no marker words; `train.py --fim_rate` teaches them"""
+    no_suffix = (
+        "" if knows_infill else "\n  note: this model does not see the code after the cursor; see train.py --fim_rate"
+    )
     return f"""\
-{name} on {address}{key}; Ctrl-C stops{cursor}
+{name} on {address}{key}; Ctrl-C stops{no_suffix}
+  Vim, Neovim   llama.vim:     let g:llama_config = {{'endpoint_fim': '{address}/infill',
+                                 \\ 'n_prefix': 36, 'n_suffix': 4}}
+  VS Code       llama.vscode:  "llama-vscode.endpoint": "{address}"
   VS Code       Continue:      provider: openai, apiBase: {address}/v1, roles: [autocomplete]
   Zed           edit_predictions: {{"provider": "open_ai_compatible_api", "api_url": "{address}/v1/completions"}}
   any client    OPENAI_BASE_URL={address}/v1"""

@@ -1,149 +1,168 @@
-"""A server in front of llama.cpp's, for what editors ask at a cursor: /infill, which it turns into /completion.
+"""The server that clients talk to. It decides who is answered, and answers /infill; the rest goes to llama.cpp."""
 
-llama.cpp asks with the code behind the cursor last, which a model trained here learns long after the other order
-(training/fim.py), and has a word go on behind its half, which any model would rather begin anew.
-"""
-
-import json
+import hmac
+import ipaddress
 import os
 import re
-import select
 import socket
 import sys
-from collections.abc import Iterator
+import threading
 from http.server import BaseHTTPRequestHandler
 from socketserver import ThreadingTCPServer
+from urllib.parse import urlsplit
 
-from completion.engines.llama_engine import ANY, grammar, literal
-from completion.infill import read_infill
-from completion.tokens import Vocabulary, decodable
+from common.command import InputError
+from serving.infill_request import InfillRequest, piece_of_answer, to_json
+from serving.served_engine import ServedEngine
 
-# Of the tokens that begin with half a word, those with the smallest ids, which vocabularies give to frequent ones. Each
-# more costs time: with all 2,717 that begin with ` c`, Qwen needed 1.7 s more for an answer, with 200 0.15 s.
-FREQUENT = 128
-LARGEST_REQUEST = 64 << 20  # bytes; an editor sends some 100 kB
+LARGEST_REQUEST = 16 << 20  # bytes; an editor sends some 100 kB
+ERROR_TYPES = {400: "invalid_request_error", 401: "authentication_error", 403: "permission_error"}
 
 
-class InfillRelay(ThreadingTCPServer):
-    """Listens, and hands each request on to llama.cpp's server.
+class Relay(ThreadingTCPServer):
+    """Listens at once, and answers after `start`.
 
     Args:
-        address: host and port to listen on.
-        upstream: host and port of llama.cpp's server.
-        vocabulary: the model's.
-        context: most tokens around the cursor that the model is shown.
+        host, port: to listen on.
+        key: what clients must send; empty for none.
     Raises:
-        OSError: nothing can listen there.
+        InputError: nothing can listen there.
     """
 
     daemon_threads = True
     allow_reuse_address = os.name != "nt"  # where it would let another program take the port
     request_queue_size = 64
 
-    def __init__(self, address: tuple[str, int], upstream: tuple[str, int], vocabulary: Vocabulary, context: int):
-        self.address_family = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)[0][0]
-        self.upstream, self.vocabulary, self.context = upstream, vocabulary, context
-        super().__init__(address, _Handler)
+    def __init__(self, host: str, port: int, key: str):
+        self.host, self.key, self.engine = host, key, None
+        try:
+            self.address_family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+            super().__init__((host, port), _Handler)
+        except (OSError, ValueError) as error:  # ValueError: `..`, a name of 300 letters
+            reason = getattr(error, "strerror", None) or error
+            raise InputError(f"{host}:{port}: {reason}; choose another --host or --port") from None
+
+    def start(self, engine: ServedEngine) -> None:
+        self.engine = engine
+        threading.Thread(target=self.serve_forever, daemon=True).start()
 
     def handle_error(self, request: object, client_address: object) -> None:
         if not isinstance(sys.exc_info()[1], OSError):  # which a client that goes away leaves behind
             super().handle_error(request, client_address)
 
-    def completion(self, infill: dict) -> tuple[str, dict, str]:
-        """The path and the request that ask for what this one to /infill does, and what its answer begins with.
+    def has_name(self, host: str) -> bool:
+        """Whether the Host header names this machine: by an address, or by a name that no one else can point at it.
 
-        That is the end of the prompt, half a word perhaps, which is written again (completion/prompt.py); a grammar
-        holds the answer to it. Of the prompt's last line alone, since a client's stop word may be the line break.
-        Pieces of other files are left to llama.cpp, which knows how a model wants them, but for a model trained here.
-
-        Raises:
-            KeyError, TypeError, AttributeError: it is no such request; llama.cpp says what is missing.
+        A web page can have its own name point at this machine (DNS rebinding), and its browser then takes this server
+        for the page's own; but the Host header still has the page's name.
         """
-        vocabulary = self.vocabulary
-        if infill.get("input_extra") and not vocabulary.suffix_first:
-            return "/infill", infill, ""
-        prefix, suffix = infill["input_prefix"] + infill.get("prompt", ""), infill["input_suffix"]
-        language = guess_language(prefix + suffix)
-        prompt = read_infill(vocabulary, vocabulary.fim_words, prefix, suffix, language, self.context, 0)
-        before, line_break, end = prompt.beginning.text.rpartition(b"\n")
-        before, again = vocabulary.spell(before + line_break), end.decode()
-        stops = any(word in again for word in infill.get("stop", []))
-        if not again or before is None or stops or infill.get("stream") or "grammar" in infill:
-            return "/completion", infill | {"prompt": [*prompt.ids, *prompt.beginning.exact]}, ""
-        if before:
-            rule = f"root ::= {literal(end)} {ANY}"
-        else:
-            frequent = sorted(vocabulary.beginning_with(end))[:FREQUENT]
-            rule = grammar(prompt.beginning, [id for id in frequent if decodable(vocabulary.bytes_of(id))], ANY)
-        request = infill | {"prompt": [*prompt.ids, *before], "grammar": rule}
-        if request.get("n_predict", -1) > 0:
-            request["n_predict"] += len(prompt.beginning.exact)
-        return "/completion", request, again
+        try:
+            name = urlsplit(f"//{host}").hostname or ""
+            return name in ("localhost", self.host.lower(), socket.gethostname().lower()) or bool(
+                ipaddress.ip_address(name)
+            )
+        except ValueError:
+            return False
+
+
+class _Refused(Exception):
+    """Arguments: HTTP status, and what is wrong with the request."""
 
 
 class _Handler(BaseHTTPRequestHandler):
-    server: InfillRelay
+    server: Relay
     protocol_version = "HTTP/1.1"  # else curl's `Expect: 100-continue` is not answered, and curl waits for a second
-    timeout = 600  # seconds without a byte from the client
+    timeout = 60  # seconds without a byte from the client
 
     def answer(self) -> None:
         self.close_connection = True
-        length = self.headers.get("Content-Length", "0")
-        if not length.isdecimal() or int(length) > LARGEST_REQUEST or "Transfer-Encoding" in self.headers:
-            self.send_error(413, f"send the length of the request, at most {LARGEST_REQUEST} bytes")
-            return
-        path, body, again = self.path, self.rfile.read(int(length)), ""
-        if self.command == "POST" and path == "/infill":
-            try:
-                path, request, again = self.server.completion(json.loads(body))
-                body = json.dumps(request).encode()
-            except (ValueError, KeyError, TypeError, AttributeError):
-                pass  # llama.cpp refuses it in its own words
-        for name in ("Content-Length", "Connection", "Expect"):
-            del self.headers[name]
-        fields = "".join(f"{name}: {value}\r\n" for name, value in self.headers.items())
-        head = f"{self.command} {path} HTTP/1.1\r\n{fields}Connection: close\r\nContent-Length: {len(body)}\r\n\r\n"
-        with socket.create_connection(self.server.upstream) as upstream:
-            upstream.sendall(head.encode("latin-1") + body)
-            pieces = self._pieces(upstream)
-            for piece in [without(again, b"".join(pieces))] if again else pieces:
-                self.connection.sendall(piece)
+        try:
+            body = self.read_body()
+            self.check_client()
+            engine = self.server.engine.for_client(self.connection)
+            if (self.command, self.path.partition("?")[0]) == ("POST", "/infill"):
+                self.infill(engine, body)
+            else:
+                self.hand_through(engine, body)
+        except _Refused as error:
+            self.send_error(*error.args)
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = do_OPTIONS = answer
 
-    def _pieces(self, upstream: socket.socket) -> Iterator[bytes]:
-        """The answer as it comes, until it ends or the client goes away; to leave ends the work on it."""
-        watched = [upstream, self.connection]
-        while True:
-            ready = select.select(watched, [], [])[0]
-            if self.connection in ready:
-                if not self.connection.recv(1, socket.MSG_PEEK):
-                    return
-                watched.remove(self.connection)  # a second request, which finds this connection closed
-            if upstream in ready:
-                piece = upstream.recv(65536)
-                if not piece:
-                    return
-                yield piece
+    def read_body(self) -> bytes:
+        length = self.headers.get("Content-Length", "0")
+        if "Transfer-Encoding" in self.headers:
+            raise _Refused(411, "send the length of the request (Content-Length), not chunks")
+        if not re.fullmatch("[0-9]+", length):
+            raise _Refused(400, "Content-Length must be a number")
+        if len(length) > 12 or int(length) > LARGEST_REQUEST:
+            raise _Refused(413, f"a request may have at most {LARGEST_REQUEST} bytes")
+        try:
+            return self.rfile.read(int(length))
+        except TimeoutError:
+            raise _Refused(408, "the request did not arrive in time") from None
+
+    def check_client(self) -> None:
+        """Refuses web pages that are not this server's own, and clients without the key."""
+        origin, site = self.headers.get("Origin"), self.headers.get("Sec-Fetch-Site")
+        host, key = self.headers.get("Host", ""), self.server.key.encode()
+        own = origin in (None, f"http://{host}") and site in (None, "none", "same-origin")
+        if not self.server.has_name(host) or not own:
+            raise _Refused(403, "web pages of other addresses get no answer")
+        is_browser = origin is not None or site is not None
+        if is_browser and self.command == "POST" and self.headers.get_content_type() != "application/json":
+            raise _Refused(415, "web pages must send application/json")
+        given = self.headers.get("Authorization", "").removeprefix("Bearer ") or self.headers.get("X-Api-Key", "")
+        if key and self.path not in ("/health", "/v1/health") and not hmac.compare_digest(given.encode(), key):
+            raise _Refused(401, "wrong or missing API key")
+
+    def infill(self, engine: ServedEngine, body: bytes) -> None:
+        try:
+            request = InfillRequest.read(body)
+            if request.stream:
+                self.start(200, "text/event-stream")
+                self.send_event(request.answer(engine, lambda text: self.send_event(piece_of_answer(text))))
+            else:
+                self.send_whole(200, request.answer(engine).encode())
+        except InputError as error:
+            raise _Refused(400, str(error)) from None
+        except RuntimeError as error:  # llama.cpp's
+            raise _Refused(500, str(error)) from None
+
+    def hand_through(self, engine: ServedEngine, body: bytes) -> None:
+        """Let llama.cpp answer."""
+        content_type = " ".join(self.headers.get("Content-Type", "application/json").split())
+        with engine.request(self.command, self.path, body, content_type) as response:
+            content_type = response.headers.get("Content-Type", "")
+            if content_type.startswith("text/event-stream"):
+                self.start(response.status, content_type)
+                while piece := response.read1(65536):
+                    self.wfile.write(piece)
+            else:
+                self.send_whole(response.status, engine.without_paths(response.read()), content_type)
+
+    def start(self, status: int, content_type: str, length: int | None = None) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", content_type)
+        self.send_header("Connection", "close")
+        if length is not None:
+            self.send_header("Content-Length", str(length))
+        self.end_headers()
+
+    def send_whole(self, status: int, body: bytes, content_type: str = "application/json") -> None:
+        self.start(status, content_type, len(body))
+        self.wfile.write(body if self.command != "HEAD" else b"")
+
+    def send_event(self, data: str) -> None:
+        self.wfile.write(f"data: {data}\n\n".encode())
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        self.close_connection = True
+        error = {"code": code, "message": message or explain or "", "type": ERROR_TYPES.get(code, "server_error")}
+        self.send_whole(code, to_json({"error": error}).encode())
+
+    def version_string(self) -> str:
+        return "AutoCoder"
 
     def log_message(self, *_: object) -> None:
         pass
-
-
-def guess_language(text: str) -> str:
-    """Java or Python, which editors do not say. Right for 98 of 100 pieces of 40 lines of TheAlgorithms, of either."""
-    lines = [line for line in map(str.rstrip, text.splitlines()) if line]
-    return "java" if sum(line.endswith((";", "{", "}")) for line in lines) > len(lines) / 10 else "python"
-
-
-def without(beginning: str, answer: bytes) -> bytes:
-    """An answer of llama.cpp's, as it came, whose content does not begin with this."""
-    head, _, body = answer.partition(b"\r\n\r\n")
-    try:
-        found = json.loads(body)
-        found["content"] = found["content"][len(beginning) :]
-    except (ValueError, KeyError, TypeError):  # an error, or cut short
-        return answer
-    body = json.dumps(found, separators=(",", ":")).encode()  # llama.vim looks for `"content":"`
-    head = re.sub(rb"(?i)(content-length: *)\d+", rb"\g<1>%d" % len(body), head)
-    return head + b"\r\n\r\n" + body

@@ -1,4 +1,4 @@
-"""serve.py as a real process: whom it answers, what it refuses, and how it ends."""
+"""serve.py as a real process: whom it answers, with what text, what it refuses, and how it ends."""
 
 import http.client
 import json
@@ -67,7 +67,6 @@ FILL_IN = {
     "input_suffix": "\n        print(index, word)\n    return best\n",
     "temperature": 0,
     "n_predict": 12,
-    "stop": ["\n"],
 }
 
 
@@ -91,7 +90,7 @@ def test_streams(port):
 def leave_in_the_middle(port, path="/v1/completions", **request):
     """A client that asks for a long text, takes its beginning and goes away."""
     body = json.dumps(REQUEST | {"stream": True, "max_tokens": 3000, "ignore_eos": True} | request)
-    head = f"POST {path} HTTP/1.1\r\nHost: here\r\nAuthorization: Bearer {KEY}\r\nContent-Length: {len(body)}"
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {KEY}\r\nContent-Length: {len(body)}"
     with socket.create_connection(("127.0.0.1", port)) as client:
         client.sendall(f"{head}\r\n\r\n{body}".encode())
         assert client.recv(64).startswith(b"HTTP/1.1 200")
@@ -127,10 +126,34 @@ def test_memory_does_not_grow(server):
     assert mebibytes(150) < before + 4
 
 
-def test_pages_of_other_origins_get_no_leave(port):
-    for path in ("/health", "/v1/completions"):
-        _, headers, _ = ask(port, path, Origin="http://elsewhere.example")
-        assert headers["Access-Control-Allow-Origin"] == f"http://127.0.0.1:{port}"
+FOREIGN = (
+    {"Host": "elsewhere.example"},  # DNS rebinding: a page whose name points at this computer
+    {"Host": "127.0.0.1.elsewhere.example"},
+    {"Host": "[::1"},
+    {"Host": ""},
+    {"Origin": "http://elsewhere.example"},
+    {"Origin": "null"},
+    {"Sec-Fetch-Site": "cross-site"},
+)
+
+
+@pytest.mark.parametrize("headers", FOREIGN, ids=str)
+def test_pages_of_other_addresses_get_no_answer(port, headers):
+    for path, body in (("/health", None), ("/v1/completions", REQUEST), ("/infill", FILL_IN), ("/props", None)):
+        status, answered, text = ask(port, path, body, **headers)
+        assert (status, json.loads(text)["error"]["code"]) == (403, 403)
+        assert "Access-Control-Allow-Origin" not in answered
+
+
+def test_a_browser_has_to_send_json(port):
+    own = {"Origin": f"http://127.0.0.1:{port}", "Sec-Fetch-Site": "same-origin"}
+    assert ask(port, "/infill", FILL_IN, **own, **{"Content-Type": "text/plain"})[0] == 415
+    assert ask(port, "/infill", FILL_IN, **own, **{"Content-Type": "application/json; charset=utf-8"})[0] == 200
+
+
+def test_names_of_this_computer(port):
+    for host in (f"localhost:{port}", "LOCALHOST", "192.168.1.5", f"[::1]:{port}", socket.gethostname()):
+        assert ask(port, "/health", Host=host)[0] == 200
 
 
 def test_of_a_long_file_the_model_sees_what_surrounds_the_cursor(port):
@@ -142,68 +165,159 @@ def test_of_a_long_file_the_model_sees_what_surrounds_the_cursor(port):
         assert json.loads(text)["tokens_evaluated"] < 512
 
 
-def test_a_model_trained_here_is_asked_in_the_order_that_it_has_learned(port):
-    engine = load_engine("tiny")
-    prefix = FILL_IN["input_prefix"] + FILL_IN["prompt"]
-    (wanted,) = complete(engine, prefix, suffix=FILL_IN["input_suffix"], temperature=0, max_new_tokens=12, stop="line")
-    engine.vocabulary.suffix_first = False
-    (other,) = complete(engine, prefix, suffix=FILL_IN["input_suffix"], temperature=0, max_new_tokens=12, stop="line")
-    status, _, text = ask(port, "/infill", FILL_IN)
+PLACES = {
+    "half a word": (FILL_IN["input_prefix"] + "enumera", FILL_IN["input_suffix"]),
+    "the rest of the line": (
+        "def read(path):\n    if not path.exists():\n        raise FileNot",
+        "Error(path)\n    return path.read_text()\n\n\ndef write(path, text):\n    path.write_text(text)\n",
+    ),
+    "a bracket": ("def total(items):\n    return sum(", ")\n"),
+    "a new line": ("import os\n\n\ndef names(folder):\n    found = []\n    ", "\n    return found\n"),
+    "no suffix": ("def bubble_sort(items):\n", ""),
+    "Java": ("class A {\n    int f(int a) {\n        return ", ";\n    }\n}\n"),
+}
+
+
+def fill_in(port, prefix, suffix, **request) -> str:
+    """The text of an answer, streamed and whole."""
+    request = {"input_prefix": prefix, "input_suffix": suffix, "temperature": 0, "n_predict": 48} | request
+    status, _, text = ask(port, "/infill", request)
     assert status == 200
     assert '"content":"' in text  # so llama.vim wants it
-    assert json.loads(text)["content"] == wanted.text != other.text  # half a word is finished, and not begun anew
-    assert wanted.text.startswith("te(")
+    pieces = [
+        json.loads(line[6:])
+        for line in ask(port, "/infill", request | {"stream": True})[2].splitlines()
+        if line.startswith("data: {")
+    ]
+    assert [piece["stop"] for piece in pieces] == [False] * (len(pieces) - 1) + [True]
+    whole = json.loads(text)
+    assert "".join(piece["content"] for piece in pieces) == whole["content"]
+    assert whole["timings"]["predicted_n"] >= whole["tokens_predicted"]
+    return whole["content"]
 
 
-def test_what_is_filled_in_streams(port):
-    request = FILL_IN | {"prompt": "enumerate"}
-    whole = json.loads(ask(port, "/infill", request)[2])["content"]
-    text = ask(port, "/infill", request | {"stream": True})[2]
-    chunks = [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: {")]
-    assert len(chunks) > 2
-    assert "".join(chunk["content"] for chunk in chunks) == whole
+@pytest.fixture(scope="module")
+def engine():
+    return load_engine("tiny")
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_an_editor_gets_what_interact_shows(port, engine, place):
+    prefix, suffix = PLACES[place]
+    language = "java" if place == "Java" else "python"
+    (wanted,) = complete(engine, prefix, language, suffix=suffix, temperature=0, max_new_tokens=48)
+    assert fill_in(port, prefix, suffix) == wanted.text
+    assert wanted.text.strip()
+
+
+def test_a_model_trained_here_is_asked_in_the_order_that_it_has_learned(port, engine):
+    prefix, suffix = PLACES["half a word"]
+    engine.vocabulary.suffix_first = False
+    try:
+        (other,) = complete(engine, prefix, suffix=suffix, temperature=0, max_new_tokens=48)
+    finally:
+        engine.vocabulary.suffix_first = True
+    assert fill_in(port, prefix, suffix) != other.text
+
+
+def test_stop_words_and_time(port):
+    prefix, suffix = PLACES["no suffix"]
+    whole = fill_in(port, prefix, suffix)
+    assert len(whole.splitlines()) > 1
+    word = whole.splitlines()[1].split()[-1]
+    assert fill_in(port, prefix, suffix, stop=["neither", word]) == whole[: whole.index(word)]
+    short = fill_in(port, prefix, suffix, t_max_predict_ms=0.001)
+    assert short
+    assert short == whole.splitlines()[0]
+
+
+def test_several_answers(port):
+    status, _, text = ask(port, "/infill", FILL_IN | {"n_cmpl": 3, "temperature": 0.9, "seed": 1})
+    assert status == 200
+    assert len({answer["content"] for answer in json.loads(text)}) == len(json.loads(text)) > 1
+
+
+def test_an_editor_may_ask_for_parts_of_the_answer(port):
+    fields = {"response_fields": ["content", "timings/prompt_n", "nothing"]}
+    found = json.loads(ask(port, "/infill", FILL_IN | fields)[2])
+    assert list(found) == ["content", "timings/prompt_n"]
+    assert found["content"]
+    warm_up = FILL_IN | {"n_predict": 0, "samplers": [], "input_extra": [{"filename": "a.py", "text": "x = 1"}]}
+    assert json.loads(ask(port, "/infill", warm_up)[2])["content"] == ""
 
 
 def test_a_client_may_ask_before_it_sends_much(port):
     body = json.dumps(FILL_IN).encode()
-    head = (
-        f"POST /infill HTTP/1.1\r\nAuthorization: Bearer {KEY}\r\nExpect: 100-continue\r\nContent-Length: {len(body)}"
-    )
+    head = f"POST /infill HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {KEY}\r\nExpect: 100-continue\r\n"
     with socket.create_connection(("127.0.0.1", port), timeout=60) as client:
-        client.sendall(f"{head}\r\n\r\n".encode())
+        client.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode())
         assert client.recv(64).startswith(b"HTTP/1.1 100")
         client.sendall(body)
         assert client.recv(64).startswith(b"HTTP/1.1 200")
 
 
-def test_an_unusual_request_to_fill_in(port):
+WRONG = (
+    {"input_suffix": None},
+    {"input_prefix": 1},
+    {"prompt": ["x"]},
+    {"input_extra": 5},
+    {"input_extra": ["text"]},
+    {"input_extra": [{"filename": "a.py"}]},
+    {"input_extra": [{"filename": 3, "text": "x"}]},
+    {"n_predict": -3},
+    {"temperature": "warm"},
+    {"temperature": 1e999},
+    {"top_p": 0},
+    {"n_cmpl": 7},
+    {"n_cmpl": 2, "stream": True},
+    {"stop": "\n"},
+    {"response_fields": [3]},
+    {"t_max_predict_ms": "1"},
+)
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=str)
+def test_a_wrong_request_is_refused(port, wrong):
+    for stream in ({}, {"stream": True}):
+        status, _, text = ask(port, "/infill", FILL_IN | stream | wrong)
+        assert status == 400
+        assert next(iter(wrong)) in json.loads(text)["error"]["message"]
+
+
+def test_requests_that_are_none(port):
     assert ask(port, "/infill", FILL_IN, key="")[0] == 401
-    for wrong in (
-        {"input_prefix": "x"},
-        {"input_prefix": 1, "input_suffix": "\n"},
-        ["x"],
-        FILL_IN | {"input_suffix": None},
+    assert ask(port, "/infill", ["x"])[0] == 400
+    for body in ("{", "[" * 100_000, "9" * 5000, '"\xff"'):
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        connection.request("POST", "/infill", body.encode("latin-1"), {"Authorization": f"Bearer {KEY}"})
+        assert connection.getresponse().status == 400
+    for status, headers in (
+        (413, {"Content-Length": str(1 << 40)}),
+        (413, {"Content-Length": "9" * 5000}),
+        (400, {"Content-Length": "-1"}),
+        (411, {"Transfer-Encoding": "chunked"}),
     ):
-        status, _, text = ask(port, "/infill", wrong)
-        assert status in (400, 500)
-        assert json.loads(text)["error"]["message"]
-    for prompt in ("", "    ", "s = '\"\\é😀", "x = 1\n"):
-        status, _, text = ask(port, "/infill", FILL_IN | {"prompt": prompt, "n_predict": 3, "stop": []})
+        assert ask(port, "/infill", **headers)[0] == status
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as client:
+        client.sendall(b"nonsense\r\n\r\n")
+        assert b'"code":400' in client.recv(4096)
+
+
+def test_an_unusual_cursor(port):
+    for prompt in ("", "    ", "s = '\"\\é😀", "x = 1\n", "\ud83d"):
+        status, _, text = ask(port, "/infill", FILL_IN | {"prompt": prompt, "n_predict": 3})
         assert status == 200
-        assert 1 <= json.loads(text)["tokens_predicted"] <= 12
+        assert json.loads(text)["tokens_predicted"] <= 12
         assert prompt not in json.loads(text)["content"] or not prompt.strip()
-    for headers in ({"Content-Length": str(1 << 40)}, {"Transfer-Encoding": "chunked"}):
-        assert ask(port, "/infill", **headers)[0] == 413
 
 
-def test_a_model_without_marker_words_says_so(without_markers):
+def test_a_model_without_marker_words_says_so_and_is_as_safe(without_markers):
     port = free_port()
     process = start("--port", port, model=without_markers, AUTOCODER_API_KEY="")
     try:
-        assert "knows no marker words" in process.stdout.readline() + process.stdout.readline()
-        status, _, text = ask(port, "/infill", {"input_prefix": "x = ", "input_suffix": "\n"}, key="")
-        assert status == 501
-        assert "not supported" in text
+        assert "does not see the code after the cursor" in process.stdout.readline() + process.stdout.readline()
+        assert fill_in(port, "x = ", "\n") is not None
+        assert ask(port, "/health", key="", Host="elsewhere.example")[0] == 403
     finally:
         process.terminate()
         assert process.wait(20) == 0
@@ -212,6 +326,11 @@ def test_a_model_without_marker_words_says_so(without_markers):
 def test_what_it_does_not_show(port):
     assert ask(port, "/slots")[0] == 501  # what others ask
     assert ask(port, "/")[0] == 404
+    for path in ("/props", "/v1/models", "/models", "/lora-adapters"):
+        status, _, text = ask(port, path)
+        assert status == 200
+        assert "/autocoder" not in text  # the cache folder, where the model's file is
+        assert str(Path.home()) not in text
 
 
 def test_other_machines_with_a_key_until_ctrl_c(tmp_path):
@@ -227,8 +346,8 @@ def test_other_machines_with_a_key_until_ctrl_c(tmp_path):
     assert process.returncode == 0
 
 
-def refused(*flags) -> str:
-    process = start(*flags)
+def refused(*flags, **environment) -> str:
+    process = start(*flags, **environment)
     output = process.communicate(timeout=60)[0]
     assert process.returncode == 2, output
     assert len(output.splitlines()) == 1
@@ -239,7 +358,13 @@ def test_refusals(port, tmp_path):
     assert "choose another --host or --port" in refused("--port", port)
     assert "--api_key FILE" in refused("--host", "0.0.0.0")
     assert "--api_key FILE" in refused("--host", "::")
+    (tmp_path / "key").write_text(KEY)
+    for host in ("..", "x" * 300, "no.such.name.invalid"):
+        assert f"{host}:8012" in refused("--host", host, "--api_key", tmp_path / "key")
     (tmp_path / "empty").touch()
     assert "must hold a key" in refused("--api_key", tmp_path / "empty")
     assert "cannot be read" in refused("--api_key", tmp_path / "none")
+    assert "cannot be read" in refused("--api_key", "/dev/zero")
+    for key in ("two words", "a line\nbreak", "naïve"):
+        assert "AUTOCODER_API_KEY: must hold a key" in refused(AUTOCODER_API_KEY=key)
     assert "--port" in refused("--port", 70000)
