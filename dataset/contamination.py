@@ -1,4 +1,4 @@
-"""How much of dev stands in train word for word, by hashing every n-gram of token ids; convert.py reports it."""
+"""How much of dev occurs in train word for word, found by hashing every n-gram of token ids."""
 
 from typing import TYPE_CHECKING
 
@@ -8,10 +8,11 @@ if TYPE_CHECKING:
     from dataset.sources import SourceFile
 
 FILES_AT_ONCE = 1000  # whose hashes are held in memory together
+CLONE_NGRAM, CLONE_SHARE = 20, 0.5
 
 
 def contamination(files: "list[SourceFile]", in_dev: list[np.ndarray], segment_len: int, n: int) -> float | None:
-    """Share of dev's n-grams that stand in train word for word; None if no dev window is n tokens long.
+    """Share of dev's n-grams that occur in train word for word; None if no dev window is n tokens long.
 
     Counted over token positions: position p is a split's if one of its windows covers [p, p + n).
 
@@ -25,10 +26,31 @@ def contamination(files: "list[SourceFile]", in_dev: list[np.ndarray], segment_l
     for i in range(0, len(files), FILES_AT_ONCE):
         some = slice(i, i + FILES_AT_ONCE)
         train = np.sort(split_hashes(files[some], [~chosen for chosen in in_dev[some]], segment_len, n))
-        if len(train):
-            at = np.searchsorted(train, dev).clip(max=len(train) - 1)  # quick, since both are sorted
-            found |= train[at] == dev
+        found |= occur_in(dev, train)
     return round(float(found.mean()), 6)
+
+
+def is_clone(files: "list[SourceFile]") -> list[bool]:
+    """Of each file, whether it is in train and at least half of its 20-grams occur in files of dev.
+
+    Args:
+        files: each wholly in train or wholly in dev.
+    """
+    dev = [ngram_hashes(file.ids, CLONE_NGRAM) for file in files if file.in_dev.all()]
+    seen = np.unique(np.concatenate(dev))
+
+    def share(file: "SourceFile") -> float:
+        hashes = ngram_hashes(file.ids, CLONE_NGRAM)
+        return float(occur_in(hashes, seen).mean()) if len(hashes) else 0.0
+
+    return [not file.in_dev.all() and share(file) >= CLONE_SHARE for file in files]
+
+
+def occur_in(hashes: np.ndarray, ordered: np.ndarray) -> np.ndarray:
+    """[hashes] bool: which of them are in `ordered`, which is sorted. Quickest where the hashes are sorted too."""
+    if not len(ordered):
+        return np.zeros(len(hashes), dtype=bool)
+    return ordered[np.searchsorted(ordered, hashes).clip(max=len(ordered) - 1)] == hashes
 
 
 def split_hashes(files: "list[SourceFile]", chosen: list[np.ndarray], segment_len: int, n: int) -> np.ndarray:

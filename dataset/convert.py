@@ -21,7 +21,7 @@ from common.model_files import fingerprint, load_tokenizer
 from dataset.format import FILES, FORMAT_VERSION, Counts, FrequentToken, counts_table, write_rows
 from dataset.sources import (
     DEFAULT_SOURCES,
-    Omission,
+    SkippedFile,
     SourceFile,
     find_sources,
     say_left_out,
@@ -31,6 +31,7 @@ from dataset.sources import (
 from dataset.splits import choose_split, measure_splits
 from dataset.windows import tokenize_files
 
+STRIDE = 10
 FREQUENT_TOKENS = 50  # in meta.json
 
 
@@ -39,7 +40,15 @@ class ConvertConfig(Flags):
     segment_len: int = flag(
         254, "tokens of a window; with the control word and <eos> around it, 256", at_least=1, at_most=1_000_000
     )
-    stride: int = flag(10, "tokens between the starts of two windows of a file", at_least=1, at_most=1_000_000)
+    stride: int = flag(STRIDE, "tokens between the starts of two windows of a file", at_least=1, at_most=1_000_000)
+    whole_files: bool = flag(
+        False,
+        "for a project of your own: windows follow each other without overlap (the stride is then --segment_len), so "
+        "every token of every file is in exactly one window; without it, files shorter than the stride are left out",
+    )
+    drop_clones: bool = flag(
+        False, "leave out of train each file of which at least half (of its 20-grams of tokens) also occurs in dev"
+    )
     dev_size: float = flag(0.1, "share of each language's windows that goes to dev.jsonl", above=0, below=1)
     source: tuple[str, ...] = flag(
         DEFAULT_SOURCES,
@@ -65,6 +74,19 @@ class ConvertConfig(Flags):
         choices=("file", "folder", "segment"),
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.whole_files:
+            if self.stride not in (STRIDE, self.segment_len):
+                raise InputError(
+                    f"--stride {self.stride}: contradicts --whole_files, which needs --segment_len's value"
+                )
+            self.stride = self.segment_len
+        if self.drop_clones and self.split_by == "segment":
+            raise InputError(
+                "--drop_clones: has no meaning with --split_by segment, which puts one file in both splits"
+            )
+
 
 def main() -> None:
     config = parse_flags(ConvertConfig, __doc__)
@@ -75,14 +97,18 @@ def main() -> None:
     check_output(folder, config.source)
     found = find_sources(config.source, config.include_ignored)
     tokenizer = load_tokenizer(config.tokenizer)
-    files, skipped = tokenize_files(found.files, tokenizer, config.stride)
+    files, skipped = tokenize_files(found.files, tokenizer, config.stride, config.whole_files)
     skipped += found.skipped
     if not files:
-        reasons = ", ".join(sorted({omission.reason for omission in skipped}))
+        reasons = ", ".join(sorted({file.reason for file in skipped}))
         raise InputError(f"{' '.join(config.source)}: no file can be used ({reasons}); name other sources")
-    languages, omitted = split_languages(files, config)
-    files = [file for file in files if file.label in languages]
-    skipped += omitted
+    languages, too_few = split_languages(files, config)
+    skipped += too_few
+    if config.drop_clones:
+        languages, clones = drop_clones(languages)
+        skipped += clones
+    used = {id(file) for of_language in languages.values() for file in of_language}
+    files = [file for file in files if id(file) in used]  # in their first order
     meta = {
         "format_version": FORMAT_VERSION,
         # without num_workers, which changes nothing in the result
@@ -129,7 +155,7 @@ def check_output(folder: Path, sources: Sequence[str]) -> None:
 
 def split_languages(
     files: list[SourceFile], config: ConvertConfig
-) -> tuple[dict[str, list[SourceFile]], list[Omission]]:
+) -> tuple[dict[str, list[SourceFile]], list[SkippedFile]]:
     """The files by their language, with `in_dev` filled in; and those of languages that have too few for a split.
 
     Raises:
@@ -143,7 +169,7 @@ def split_languages(
         except InputError as refusal:
             error = error or refusal
             reason = f"too few {label} files for a train and a dev split"
-            omitted += [Omission(file.source, file.path, reason) for file in of_language]
+            omitted += [SkippedFile(file.source, file.path, reason) for file in of_language]
             continue
         for file, mask in zip(of_language, in_dev, strict=True):
             file.in_dev = mask
@@ -151,6 +177,28 @@ def split_languages(
     if not languages:
         raise error
     return languages, omitted
+
+
+def drop_clones(languages: dict[str, list[SourceFile]]) -> tuple[dict[str, list[SourceFile]], list[SkippedFile]]:
+    """The files without those in train that are nearly copies of files in dev, and these with the reason.
+
+    Raises:
+        InputError: of a language nothing is left in train.
+    """
+    from dataset.contamination import is_clone
+
+    kept, clones = {}, []
+    for label, of_language in languages.items():
+        flags = is_clone(of_language)
+        clones += [
+            SkippedFile(file.source, file.path, "nearly a copy of files in dev")
+            for file, clone in zip(of_language, flags, strict=True)
+            if clone
+        ]
+        kept[label] = [file for file, clone in zip(of_language, flags, strict=True) if not clone]
+        if all(file.in_dev.all() for file in kept[label]):
+            raise InputError(f"{label}: every file in train is nearly a copy of files in dev; add files")
+    return kept, clones
 
 
 # ---- measuring ------------------------------------------------------------------------------------------------------
@@ -184,7 +232,7 @@ def frequent_tokens(files: list[SourceFile]) -> list[FrequentToken]:
 
 
 def describe_sources(
-    names: Sequence[str], files: list[SourceFile], skipped: list[Omission], left_out: list[Omission]
+    names: Sequence[str], files: list[SourceFile], skipped: list[SkippedFile], left_out: list[SkippedFile]
 ) -> list[dict[str, Any]]:
     """Each source's name, version, files with their number of tokens, and with reasons what is not among them."""
     described = {
@@ -199,16 +247,16 @@ def describe_sources(
     }
     for file in files:
         described[file.source]["files"][file.path] = len(file.ids)
-    for part, omissions in (("skipped", skipped), ("left_out", left_out)):
-        for omission in omissions:
-            described[omission.source][part][omission.path] = omission.reason
+    for part, skipped_files in (("skipped", skipped), ("left_out", left_out)):
+        for file in skipped_files:
+            described[file.source][part][file.path] = file.reason
     return [source for source in described.values() if source["files"] or source["skipped"] or source["left_out"]]
 
 
 # ---- telling --------------------------------------------------------------------------------------------------------
 
 
-def print_summary(meta: dict[str, Any], files: list[SourceFile], left_out: list[Omission]) -> None:
+def print_summary(meta: dict[str, Any], files: list[SourceFile], left_out: list[SkippedFile]) -> None:
     reasons = Counter(reason for source in meta["sources"] for reason in source["skipped"].values())
     details = ", ".join(f"{number} {reason}" for reason, number in sorted(reasons.items()))
     print(f"{len(files)} files read, {reasons.total()} skipped{f' ({details})' * bool(details)}")

@@ -46,7 +46,7 @@ class SourceFile:
     in_dev: "np.ndarray" = field(default=None)  # [windows] bool
 
 
-class Omission(NamedTuple):
+class SkippedFile(NamedTuple):
     source: str  # as the user named it
     path: str  # of a file or folder, below the source's root
     reason: str
@@ -56,8 +56,8 @@ class Found(NamedTuple):
     """What a search gave."""
 
     files: list[SourceFile]
-    left_out: list[Omission]
-    skipped: list[Omission]
+    left_out: list[SkippedFile]
+    skipped: list[SkippedFile]
 
 
 def find_sources(sources: Sequence[str], include_ignored: bool = False) -> Found:
@@ -80,7 +80,7 @@ def find_sources(sources: Sequence[str], include_ignored: bool = False) -> Found
         for part, of_source in zip(found, _search(source, include_ignored), strict=True):
             part += sorted(of_source, key=lambda item: item.path)
     if not found.files:
-        reasons = sorted({omission.reason for omission in found.skipped})
+        reasons = sorted({file.reason for file in found.skipped})
         reasons += [say_left_out(found.left_out)] if found.left_out else []
         raise InputError(
             f"no .py or .java file in {' or '.join(sources or DEFAULT_SOURCES)}"
@@ -96,8 +96,8 @@ def source_root(source: str) -> Path:
     return ROOT / source if source in DEFAULT_SOURCES else Path(source)
 
 
-def say_left_out(left_out: list[Omission]) -> str:
-    names = [omission.path for omission in left_out]
+def say_left_out(left_out: list[SkippedFile]) -> str:
+    names = [file.path for file in left_out]
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return f"left out: {', '.join(names[:3])}{more}; --include_ignored takes them"
 
@@ -120,18 +120,18 @@ def _search(source: str, include_ignored: bool) -> Found:
             with os.scandir(folder) as opened:
                 entries = list(opened)
         except OSError as error:
-            found.skipped.append(Omission(*name(folder), f"folder: {error.strerror}"))
+            found.skipped.append(SkippedFile(*name(folder), f"folder: {error.strerror}"))
             continue
         why = folder != root and not include_ignored and _why_left_out(folder, {item.name for item in entries})
         if why:
-            found.left_out.append(Omission(*name(folder), why))
+            found.left_out.append(SkippedFile(*name(folder), why))
             continue
         for item in entries:
             path, is_folder, label = Path(item.path), item.is_dir(follow_symlinks=False), label_of(item.name)
             if _is_passed_over(item.name, source) if is_folder else not label:
                 continue
             if path in ignored:
-                found.left_out.append(Omission(*name(path), "ignored by git"))
+                found.left_out.append(SkippedFile(*name(path), "ignored by git"))
             elif is_folder:
                 folders.append(path)
             else:

@@ -46,7 +46,7 @@ def choose_split(files: list[SourceFile], split_by: str, dev_size: float, seed: 
 def measure_splits(
     languages: dict[str, list[SourceFile]], segment_len: int, split_by: str, dev_size: float, seed: int
 ) -> dict[str, dict[str, float | None]]:
-    """The contamination of a split, and beside it that of the splits by file and by segment: n -> share."""
+    """The contamination of the files' own split, and for comparison of splits by file and by segment: n -> share."""
     from dataset.contamination import contamination
 
     files = [file for of_language in languages.values() for file in of_language]
@@ -54,7 +54,13 @@ def measure_splits(
     for way in sorted({"file", "segment", split_by}):
         try:
             in_dev = [
-                mask for of_language in languages.values() for mask in choose_split(of_language, way, dev_size, seed)
+                mask
+                for of_language in languages.values()
+                for mask in (
+                    [file.in_dev for file in of_language]
+                    if way == split_by
+                    else choose_split(of_language, way, dev_size, seed)
+                )
             ]
         except InputError:  # too few files for a way that is not the wanted one
             continue

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from dataset.sources import Omission, SourceFile, read_text
+from dataset.sources import SkippedFile, SourceFile, read_text
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -16,9 +16,13 @@ _CUT = re.compile(r"(?<=\S) (?=\S)")
 
 
 def tokenize_files(
-    files: list[SourceFile], tokenizer: "Tokenizer", stride: int
-) -> tuple[list[SourceFile], list[Omission]]:
-    """Fill in the files' ids and starts. Returns the files that give a window, and the others with the reason."""
+    files: list[SourceFile], tokenizer: "Tokenizer", stride: int, whole_files: bool = False
+) -> tuple[list[SourceFile], list[SkippedFile]]:
+    """Fill in the files' ids and starts. Returns the files that give a window, and the others with the reason.
+
+    A file of n tokens gives n // stride windows, as in the 2020 reference; with `whole_files`, the rest of the file,
+    which is shorter than the stride, gives one more.
+    """
     import numpy as np
     from tqdm import tqdm
 
@@ -34,7 +38,7 @@ def tokenize_files(
     for number, file in enumerate(tqdm(files, "tokenize", unit="file", leave=False, disable=None)):  # on a terminal
         text, reason = read_text(file.file)
         if reason:
-            skipped.append(Omission(file.source, file.path, reason))
+            skipped.append(SkippedFile(file.source, file.path, reason))
             continue
         encoded = text.encode()
         file.n_bytes, file.digest = len(encoded), hashlib.sha256(encoded).hexdigest()
@@ -49,11 +53,12 @@ def tokenize_files(
     for number, parts in ids.items():
         file = files[number]
         file.ids = np.concatenate(parts)
-        file.starts = np.arange(0, len(file.ids) // stride * stride, stride)
+        end = len(file.ids) if whole_files else len(file.ids) // stride * stride
+        file.starts = np.arange(0, end, stride)
         if len(file.starts):
             kept.append(file)
         else:
-            skipped.append(Omission(file.source, file.path, f"shorter than the stride of {stride} tokens"))
+            skipped.append(SkippedFile(file.source, file.path, f"shorter than the stride of {stride} tokens"))
     return kept, skipped
 
 

@@ -103,6 +103,36 @@ def test_windows_are_cut_as_by_hand(convert, byte_vocabulary, tmp_path):
     }
 
 
+def test_whole_files_puts_every_token_into_one_window(convert, byte_vocabulary, tmp_path):
+    texts = {"a.py": "x", "b.py": "0123456789ABCDEF", "c.py": "0123456789abcdefg", "d.py": "y = 2\n" * 9}
+    write_tree(tmp_path, texts)
+    folder = convert("--source", tmp_path, "--segment_len", 8, "--whole_files")
+    tokenizer = Tokenizer.from_file(str(byte_vocabulary / "tokenizer.json"))
+    windows = defaultdict(list)
+    for row in rows(folder, "train") + rows(folder, "dev"):
+        windows[row["path"]].append(tokenizer.decode(row["token_ids"]))
+    assert {path: "".join(parts) for path, parts in windows.items()} == texts
+    assert [len(part) for part in windows["c.py"]] == [8, 8, 1]
+    assert meta(folder)["flags"]["stride"] == 8
+    message = convert("--source", tmp_path, "--whole_files", "--stride", 9, code=2).stderr
+    assert "--stride 9: contradicts --whole_files" in message
+
+
+def test_near_copies_of_dev_files_leave_train(convert, tmp_path):
+    rng = random.Random(4)
+    for i in range(10):
+        text = random_text(rng, 400)
+        write_tree(tmp_path, {f"a/{i}.py": text, f"b/{i}.py": text[:150] + "edited" + text[150:]})
+    folder = convert("--source", tmp_path, "--whole_files", "--drop_clones", "--dev_size", 0.3)
+    train, dev = ({int(Path(path).stem) for path in paths(folder, split)} for split in ("train", "dev"))
+    assert train and dev and not train & dev
+    (source,) = meta(folder)["sources"]
+    assert set(source["skipped"].values()) == {"nearly a copy of files in dev"}
+    assert len(source["skipped"]) + len(source["files"]) == 20
+    assert meta(folder)["contamination"]["file"]["20"] < 0.01
+    assert "--split_by segment" in convert("--drop_clones", "--split_by", "segment", code=2).stderr
+
+
 def test_a_row_is_written_as_data_py_reads_it(convert, tmp_path):
     write_tree(tmp_path, {'odd "näme".py': "a = 1\n" * 20, "z.py": "b = 2\n" * 20})
     folder = convert("--source", tmp_path)
