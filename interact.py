@@ -11,6 +11,7 @@ python interact.py --model_path model/distilgpt2_fine_tuned_coder --temperature 
 import json
 import logging
 import sys
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -20,8 +21,11 @@ from common.source_code import LANGUAGES, decode_source, language_of, read_sourc
 from completion.complete import complete
 from completion.engines.engine import Engine
 from completion.engines.load_engine import PRECISIONS, has_gpu, load_engine
+from completion.repository.choice import choose_context, work_tree
+from completion.repository.chunks import Chunk
+from completion.repository.repository import Repository
 from completion.settings import Settings
-from completion.terminal.commands import describe, notes
+from completion.terminal.commands import describe, describe_context, notes
 from completion.terminal.conversation import Repl, interruptible
 from completion.terminal.plain_screen import printable
 
@@ -45,6 +49,15 @@ class Config(Settings):
     line: int | None = flag(None, "with --file: complete after this line; else at its end", type=int, at_least=1)
     column: int | None = flag(None, "with --line: behind this character of the line", type=int, at_least=0)
     suffix: str | None = flag(None, "with --prompt: what follows the place to complete", type=utf8)
+    repository: str | None = flag(
+        None,
+        "show the model what resembles the code in this folder's source files; else in --file's git work tree",
+        type=str,
+    )
+    context_tokens: int = flag(
+        500, "most tokens of other files that the model is shown; 0: none", at_least=0, at_most=1_000_000
+    )
+    verbose: bool = flag(False, "say which parts of other files the model saw")
     no_infill: bool = flag(False, "leave out of account what follows the place to complete")
     json: bool = flag(False, "print the candidates with their scores as JSON")
 
@@ -75,9 +88,25 @@ def main() -> None:
         print("note: --use_cuda, but no GPU was found; the CPU computes", file=sys.stderr)
     if prompt is None:
         name = Path(path).name.replace(BEST_MODEL, Path(path).absolute().parent.name)
-        Repl(engine, name, config.language, config.settings()).run()
+        Repl(engine, name, config.language, config.settings(), open_repository(config), config.context_tokens).run()
     else:
         print_completions(engine, prompt, "" if config.no_infill else suffix, config)
+
+
+def open_repository(config: Config) -> Repository | None:
+    """The folder whose files the model may be shown; None if there is none, or nothing is to be shown.
+
+    Raises:
+        InputError: --repository names no folder with source files.
+    """
+    if not config.context_tokens:
+        return None
+    if config.repository is not None:
+        return Repository(Path(config.repository))
+    folder = work_tree(Path(config.file)) if config.file is not None else None
+    with suppress(InputError):  # git ignores the file itself, and there is no other
+        return Repository(folder) if folder else None
+    return None
 
 
 def find_prompt(config: Config) -> tuple[str | None, str]:
@@ -123,12 +152,26 @@ def print_completions(engine: Engine, prompt: str, suffix: str, config: Config) 
     """Complete once. Standard output gets the completions alone; what is to be said about them goes to stderr."""
     streams = not config.json and config.num_return_sequences == 1 and config.min_probability == 0
     language = config.language or language_of(Path(config.file or "")) or LANGUAGES[0]
+    repository, path = open_repository(config), ""
+    context: list[Chunk] = []
+    if repository:
+        path = repository.path_of(config.file) if config.file else ""
+        most = {"max_tokens": config.context_tokens, "max_new_tokens": config.max_new_tokens}
+        context = choose_context(repository, engine, prompt, suffix, language, path, **most)
     # A file gets what the model wrote; a terminal no control characters.
     shown = printable if sys.stdout.isatty() else str
     with interruptible() as cancelled:
         on_text = (lambda text: print(shown(text), end="", flush=True)) if streams else None
         found = complete(
-            engine, prompt, language, suffix=suffix, on_text=on_text, cancelled=cancelled, **config.settings()
+            engine,
+            prompt,
+            language,
+            suffix=suffix,
+            context=context,
+            path=path,
+            on_text=on_text,
+            cancelled=cancelled,
+            **config.settings(),
         )
     if config.json:
         print(json.dumps([asdict(completion) for completion in found], indent=2))
@@ -140,6 +183,8 @@ def print_completions(engine: Engine, prompt: str, suffix: str, config: Config) 
                 print(f"--- {number}: {describe(completion)}")
             print(shown(completion.text))
     sys.stdout.flush()  # what is said comes after it, also where both go to one file
+    if config.verbose:
+        print(f"note: {describe_context(context)}", file=sys.stderr)
     for note in notes(found, config, bool(suffix) and not engine.vocabulary.fim_words):
         print(f"note: {note}", file=sys.stderr)
 

@@ -1,38 +1,16 @@
 """How chunks of a project are written into a prompt, in a form that the model knows."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from completion.prompt import Prompt
 from completion.repository.chunks import Chunk
-from completion.repository.repository import Repository
 from completion.tokens import Vocabulary
 
 # The words of a repository's name and of a file's beginning: of Qwen-Coder (arXiv:2409.12186) and of StarCoder 2.
 FAMILIES = (("<|repo_name|>", "<|file_sep|>"),)
 COMMENT = {"java": "//"}  # else as in Python
 NAME = "project"  # what the repository is called; no model's answer depends on it
-
-
-def choose_context(
-    repository: Repository,
-    vocabulary: Vocabulary,
-    prefix: str,
-    suffix: str,
-    language: str,
-    path: str | None = None,
-    extra: Sequence[Chunk] = (),
-    exclude: Collection[str] = (),
-    *,
-    max_tokens: int,
-) -> list[Chunk]:
-    """`Repository.chunks_for`, with tokens counted as this model reads them."""
-
-    def count(chunk: Chunk) -> int:
-        return len(_chunk_ids(vocabulary, chunk, language))
-
-    room = max_tokens - len(context_ids(vocabulary, [], language, path or ""))
-    return repository.chunks_for(prefix, suffix, path, extra, exclude, max_tokens=room, count_tokens=count)
 
 
 def with_context(

@@ -59,6 +59,11 @@ class Repository:
         self._last: tuple[str | None, str, list[Chunk]] = (None, "", [])
         self.refresh()
 
+    def path_of(self, file: str | Path) -> str:
+        """A file's path below the folder, with forward slashes; empty if it lies elsewhere."""
+        file, folder = Path(file).resolve(), self.folder.resolve()
+        return file.relative_to(folder).as_posix() if file.is_relative_to(folder) else ""
+
     def refresh(self) -> None:
         """Read what is new or has changed."""
         with self._lock:

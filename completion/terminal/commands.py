@@ -1,5 +1,8 @@
 """The conversation's commands, and what is said about a completion."""
 
+from collections.abc import Sequence
+
+from completion.repository.chunks import Chunk
 from completion.settings import Completion, Settings
 
 # Commands that set a field of Settings.
@@ -15,7 +18,7 @@ OPTIONS = {
     "stop": "stop",
 }
 CURSOR = "<cursor>"  # in what is typed: where to complete, with code behind it
-COMMANDS = (*OPTIONS, "lang", "next", "continue", "load", "save", "help", "exit")
+COMMANDS = (*OPTIONS, "lang", "next", "continue", "context", "load", "save", "help", "exit")
 HELP = """\
 Type code and it is completed. Where lines can be edited, Enter goes to the
 next line while a block or bracket is open; Enter on an empty line, or
@@ -31,6 +34,7 @@ Alt-Enter anywhere, completes. Ctrl-C stops a completion and keeps the text.
   :continue          go on where the completion shown last ended, or with
                      :continue 2 where its second candidate did
   <cursor>           in the code: complete here, with what follows in view
+  :context           show the code of other files that the model saw last
   :load FILE         complete at the end of a file, in the language of its name
   :save FILE         write the prompt and the completion shown last to a file
   :help              show this text
@@ -49,6 +53,12 @@ def describe(completion: Completion) -> str:
     if completion.parses is not None:
         parts.append("parses" if completion.parses else "does not parse")
     return ", ".join(parts)
+
+
+def describe_context(chunks: Sequence[Chunk]) -> str:
+    """One line: which parts of other files the model saw."""
+    parts = [f"{c.path}:{c.first_line}-{c.first_line + len(c.text.splitlines()) - 1}" for c in chunks]
+    return "context: " + (", ".join(parts) or "none")
 
 
 def notes(found: list[Completion], options: Settings, ignores_suffix: bool = False) -> list[str]:

@@ -14,8 +14,11 @@ from common.files import atomic_write
 from common.source_code import LANGUAGES, language_of, read_source
 from completion.complete import complete
 from completion.engines.engine import Engine
+from completion.repository.choice import choose_context
+from completion.repository.chunks import Chunk
+from completion.repository.repository import Repository
 from completion.settings import Completion, Settings
-from completion.terminal.commands import CURSOR, HELP, OPTIONS, describe, notes
+from completion.terminal.commands import CURSOR, HELP, OPTIONS, describe, describe_context, notes
 from completion.terminal.plain_screen import PlainScreen
 
 
@@ -27,12 +30,22 @@ class Repl:
         name: what the status line calls it.
         language: one of LANGUAGES, or empty to ask.
         settings: the fields of Settings.
+        repository: of whose files the model is shown what resembles the code, at most `context_tokens` of it.
     """
 
-    def __init__(self, engine: Engine, name: str, language: str, settings: dict):
+    def __init__(
+        self,
+        engine: Engine,
+        name: str,
+        language: str,
+        settings: dict,
+        repository: Repository | None = None,
+        context_tokens: int = 0,
+    ):
         self.engine, self.name, self.language, self.settings = engine, name, language, settings
         self.tokens_per_second = 0.0
         self._prompt, self._suffix, self._found, self._shown = "", "", [], 0
+        self._repository, self._context_tokens, self._context = repository, context_tokens, []
         self._screen = make_screen(self.status, lambda: self.language)
 
     def run(self) -> None:
@@ -112,6 +125,8 @@ class Repl:
             if len(self._found) < 2:
                 raise InputError("no other candidate to show: set :n, then type some code")
             self._show((self._shown + 1) % len(self._found))
+        elif name == "context":
+            self._show_context()
         elif name == "load":
             file = _file(name, value)
             source, language = read_source(file), language_of(file)
@@ -159,7 +174,8 @@ class Repl:
         began = time.perf_counter()
         with interruptible() as cancelled:
             code = self._screen.code(prompt, self.language) if streams else None
-            place = {"suffix": suffix, "on_text": code and code.write, "cancelled": cancelled}
+            self._context = self._find_context(prompt, suffix, options)
+            place = {"suffix": suffix, "context": self._context, "on_text": code and code.write, "cancelled": cancelled}
             found = complete(self.engine, prompt, self.language, **place, **self.settings)
         seconds = time.perf_counter() - began
         if code:
@@ -172,6 +188,19 @@ class Repl:
             self._show(0)
         else:
             self._write_notes(found, options)
+
+    def _find_context(self, prompt: str, suffix: str, options: Settings) -> list[Chunk]:
+        if not self._repository:
+            return []
+        most = {"max_tokens": self._context_tokens, "max_new_tokens": options.max_new_tokens}
+        return choose_context(self._repository, self.engine, prompt, suffix, self.language, **most)
+
+    def _show_context(self) -> None:
+        self._screen.write(f"{describe_context(self._context)}\n")
+        for chunk in self._context:
+            code = self._screen.code("", self.language)
+            code.write(chunk.text)
+            code.end()
 
     def _show(self, number: int) -> None:
         """Show one of the candidates, counted from 0, which :continue and :save then mean."""

@@ -152,3 +152,15 @@ def test_the_prompt_loses_nothing_to_the_context():
         read_place(engine, "class ", "", CHUNKS, "", "python", 8).ids
         != read_place(engine, "class ", "", (), "", "python", 8).ids
     )
+
+
+def test_interact_says_what_the_model_saw(project, folder):
+    subprocess.run(["git", "init", "-q", folder], check=True)
+    (folder / "main.py").write_text(CALLER)
+    command = ("interact.py", "--model_path", "tiny", "--max_length", 4, "--verbose", "--file", folder / "main.py")
+    assert "note: context: bank.py:1-8\n" in project.run(*command).stderr
+    assert "note: context: none\n" in project.run(*command, "--context_tokens", 0).stderr
+    assert "note: context: none\n" in project.run(*command, "--context_tokens", 30).stderr
+    asked = ("interact.py", "--model_path", "tiny", "--max_length", 4, "--prompt", CALLER, "--verbose", "--repository")
+    assert "note: context: bank.py:1-8, main.py:1-4\n" in project.run(*asked, folder).stderr
+    assert "no such file or folder" in project.fails(*asked, folder / "absent")

@@ -1,0 +1,52 @@
+"""Which chunks of a project a model is shown at a place."""
+
+import subprocess
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from completion.complete import read_place
+from completion.engines.engine import Engine
+from completion.repository.chunks import Chunk
+from completion.repository.form import context_ids
+from completion.repository.repository import Repository
+
+
+def choose_context(
+    repository: Repository,
+    engine: Engine,
+    prefix: str,
+    suffix: str,
+    language: str,
+    path: str = "",
+    extra: Sequence[Chunk] = (),
+    exclude: Collection[str] = (),
+    *,
+    max_tokens: int,
+    max_new_tokens: int,
+) -> list[Chunk]:
+    """`Repository.chunks_for`: no more tokens of this model than `max_tokens`, and than the prompt leaves room for.
+
+    Args:
+        max_new_tokens: of the completion, for which room is left too.
+    """
+    place = read_place(engine, prefix, suffix, (), path, language, max_new_tokens)
+    room = engine.context_length - len(place.ids) - max_new_tokens - len(place.beginning.text)
+    around = len(context_ids(engine.vocabulary, [], language, path))
+
+    def count(chunk: Chunk) -> int:
+        return len(context_ids(engine.vocabulary, [chunk], language, path)) - around
+
+    most = min(max_tokens, room) - around
+    return repository.chunks_for(
+        prefix, suffix, path or None, extra, exclude, max_tokens=most, count_tokens=count
+    )  # fmt: skip
+
+
+def work_tree(file: Path) -> Path | None:
+    """The git work tree that a file lies in, or None."""
+    command = ["git", "-C", str(file.absolute().parent), "rev-parse", "--show-toplevel"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True)
+    except OSError:  # no git on this machine
+        return None
+    return Path(answer.stdout.rstrip("\n")) if answer.returncode == 0 else None
