@@ -13,10 +13,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GPT2LM
 from transformers.activations import NewGELUActivation
 
 from common.command import InputError, first_line
-from common.files import present_folder
 from common.json_files import read_json
 from common.loss import IGNORED, next_token_scores
-from common.model_files import find_pretrained
+from common.model_files import COMPLETE_COPY, find_pretrained, read_config, read_tokenizer
 from common.source_code import SPECIAL_WORDS
 
 logger = logging.getLogger(__name__)
@@ -56,7 +55,10 @@ class GPTSingleHead(nn.Module):
         super().__init__()
         transformers.utils.logging.disable_progress_bar()
         transformers.utils.logging.set_verbosity_error()  # it reports the harmless too; what matters is said below
-        folder = find_pretrained(model_name_or_path, weights=not from_scratch)
+        folder = find_pretrained(str(model_name_or_path), weights=not from_scratch)
+        read_config(folder)
+        if (folder / "tokenizer.json").is_file():
+            read_tokenizer(folder)  # what transformers would fail on without a word
         try:
             if from_scratch:
                 self.gpt = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=torch.float32)
@@ -64,7 +66,7 @@ class GPTSingleHead(nn.Module):
                 self.gpt, found = AutoModelForCausalLM.from_pretrained(
                     folder, dtype=torch.float32, output_loading_info=True
                 )
-                _check_weights(folder, found["missing_keys"], found["unexpected_keys"])
+                _check_weights(folder, self.gpt, found["missing_keys"], found["unexpected_keys"])
             self.tokenizer = AutoTokenizer.from_pretrained(folder)
         except InputError:
             raise
@@ -74,14 +76,23 @@ class GPTSingleHead(nn.Module):
         self._know_control_words()
         self.do_lower_case = do_lower_case
         self.fim_rate = fim_rate or (0.0 if from_scratch else _settings(folder).get("fim_rate", 0.0))
-        limit = getattr(self.gpt.config, "max_position_embeddings", max_seq_length)
-        if max_seq_length > limit:
-            logger.warning("max_seq_length %d is more than the model allows; set to %d", max_seq_length, limit)
-        self.max_seq_length = min(max_seq_length, limit)
+        self.max_seq_length = max_seq_length
         if special_words_to_add is not None:
             self.add_special_words(special_words_to_add)
         self.bos_token_id = self.tokenizer.bos_token_id
         self.eos_token_id = self.tokenizer.eos_token_id
+
+    @property
+    def max_seq_length(self) -> int:
+        """Tokens per sequence; a larger number than the model has positions for is clipped, with a warning."""
+        return self._max_seq_length
+
+    @max_seq_length.setter
+    def max_seq_length(self, length: int) -> None:
+        limit = getattr(self.gpt.config, "max_position_embeddings", length)
+        if length > limit:
+            logger.warning("max_seq_length %d is more than the model allows; set to %d", length, limit)
+        self._max_seq_length = min(length, limit)
 
     @property
     def device(self) -> torch.device:
@@ -253,8 +264,7 @@ class GPTSingleHead(nn.Module):
         Raises:
             InputError: as the constructor.
         """
-        best = present_folder(Path(input_path) / "0_GPTSingleHead")
-        folder = find_pretrained(str(best if best.is_dir() else input_path))
+        folder = find_pretrained(str(input_path))
         config = _settings(folder)
         return GPTSingleHead(str(folder), **{name: config[name] for name in Settings.__annotations__ if name in config})
 
@@ -268,9 +278,13 @@ def _settings(folder: Path) -> Settings:
     return read_json(file, Settings, "mend it, or remove it to have the defaults") if file.is_file() else {}
 
 
-def _check_weights(folder: Path, missing: set[str], unexpected: set[str]) -> None:
+def _check_weights(folder: Path, gpt: nn.Module, missing: set[str], unexpected: set[str]) -> None:
     if missing:
-        raise InputError(f"{folder}: weights are missing, such as {min(missing)}; take a complete copy of the model")
+        raise InputError(f"{folder}: weights are missing, such as {min(missing)}; {COMPLETE_COPY}")
+    for name, weight in gpt.named_parameters():
+        # The sum is faster than isfinite, and finite unless one of the numbers is not; or so many of them are huge.
+        if not weight.sum().isfinite() and not weight.isfinite().all():
+            raise InputError(f"{folder}: {name} holds numbers that are not finite; {COMPLETE_COPY}")
     unused = [
         name for name in unexpected if not name.endswith((".attn.bias", ".attn.masked_bias"))
     ]  # GPT-2's old masks

@@ -19,7 +19,7 @@ class InputError(Exception):
     """A mistake in what the user gave us. The message is one line: what, where, and what to do."""
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """What a library's error says, in one line; its kind where it says nothing."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 

@@ -1,15 +1,18 @@
-"""Names of models -> local folders, and tokenizers without torch: what convert.py and model.py both need."""
+"""Names of models -> local folders, and their configuration and tokenizer, read and checked without torch."""
 
 import hashlib
+import json
 import logging
+import math
 import threading
 import urllib.error
 import urllib.request
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from common.command import InputError, first_line
-from common.files import ROOT
+from common.files import ROOT, present_folder
+from common.json_files import read_json
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -24,14 +27,21 @@ MODEL_MAP = {
 
 BEST_MODEL = "0_GPTSingleHead"  # of a run folder
 HUB_TIMEOUT_S = 5
+COMPLETE_COPY = "take a complete copy of the model"
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
 # What transformers can make a tokenizer from; without any it would make one that knows no word.
 _ANY_TOKENIZER_FILE = (*_TOKENIZER_FILES, "tokenizer.model", "spiece.model", "vocab.txt")
-_WEIGHT_FILES = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
+_WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # or the shards that NAME.index.json lists
+# Whole numbers of a config.json, and the largest that any model could have. More would hang or end the process.
+_LARGEST = {
+    **dict.fromkeys(("n_layer", "num_hidden_layers"), 1000),
+    **dict.fromkeys(("n_head", "num_attention_heads", "num_key_value_heads", "head_dim"), 10_000),
+    **dict.fromkeys(("n_embd", "hidden_size", "n_inner", "intermediate_size"), 1_000_000),
+    **dict.fromkeys(("n_positions", "max_position_embeddings", "sliding_window", "vocab_size"), 1_000_000_000),
+}
+_POSITIVE = (  # numbers of a config.json above 0
+    *("layer_norm_epsilon", "layer_norm_eps", "rms_norm_eps", "norm_epsilon", "initializer_range"),
+    *("rope_theta", "rotary_emb_base", "rotary_pct", "partial_rotary_factor", "factor"),
 )
 
 
@@ -40,31 +50,33 @@ def find_pretrained(name_or_path: str, weights: bool = True) -> Path:
 
     Args:
         name_or_path: what the user wrote.
-        weights: False if the tokenizer alone is wanted.
+        weights: False if only the tokenizer is needed.
     Raises:
-        InputError: no such folder, nothing in it to load, or the Hub cannot be reached (said within 10 s).
+        InputError: no such folder, nothing in it to load, or the Hub cannot be reached (reported within 10 s).
     """
     name = MODEL_MAP.get(name_or_path, name_or_path)
-    if (best := Path(name) / BEST_MODEL).is_dir():  # a run folder
+    if (best := present_folder(Path(name) / BEST_MODEL)).is_dir():  # a run folder
         name = str(best)
-    wanted = _WEIGHT_FILES if weights else _TOKENIZER_FILES
-    if Path(name).is_dir():
-        if not any((Path(name) / file).is_file() for file in wanted):
-            raise InputError(f"{name}: has none of {', '.join(wanted)}; name the folder of a saved model")
-        if weights and not any((Path(name) / file).is_file() for file in _ANY_TOKENIZER_FILE):
+    if (folder := Path(name)).is_dir():
+        if not (_has_weights(folder) if weights else _has_any(folder, _TOKENIZER_FILES)):
+            wanted = _WEIGHT_FILES if weights else _TOKENIZER_FILES
+            raise InputError(f"{name}: has neither {' nor '.join(wanted)}; name the folder of a saved model")
+        if weights and not _has_any(folder, _ANY_TOKENIZER_FILE):
             raise InputError(f"{name}: has no tokenizer, such as tokenizer.json; copy the model's own into it")
-        return Path(name)
+        return folder
     if name.count("/") > 1 or name.startswith((".", "/", "~")) or name.endswith("/") or "\\" in name:
-        raise InputError(f"{name}: no such folder; give a local model folder, a Hub id, or one of {_names()}")
+        raise InputError(
+            f"{name}: no such folder; give a local model folder, a Hub id, or one of {', '.join(MODEL_MAP)}"
+        )
     owner = Path(name).parts[0] if name else ""
     is_run = name_or_path not in MODEL_MAP and (ROOT / "model" / name).is_dir()
     if owner == "model" or is_run or (owner != name and Path(owner).is_dir()):  # so it is no name of the Hub
-        runs = sorted(folder.parent.name for folder in ROOT.glob("model/*/0_GPTSingleHead"))
+        runs = sorted(folder.parent.name for folder in ROOT.glob(f"model/*/{BEST_MODEL}"))
         raise InputError(
             f"{name}: no such folder below {Path.cwd()}; "
             + (f"in {ROOT / 'model'} there are the runs {', '.join(runs)}" if runs else "there is no run yet")
         )
-    return _from_hub(name, wanted, weights)
+    return _from_hub(name, weights)
 
 
 def newest_run() -> str:
@@ -74,11 +86,45 @@ def newest_run() -> str:
     return str(newest.parent.parent) if newest else "tiny"
 
 
-def _names() -> str:
-    return ", ".join(MODEL_MAP)
+def _has_any(folder: Path, names: tuple[str, ...]) -> bool:
+    return any((folder / name).is_file() for name in names)
 
 
-def _from_hub(name: str, wanted: tuple[str, ...], weights: bool) -> Path:
+class _ShardIndex(TypedDict):
+    weight_map: dict[str, str]
+
+
+def weight_shards(folder: Path, name: str = "model.safetensors") -> list[Path]:
+    """The files that hold a model's weights: `name` itself, or those that its index names; empty if there is neither.
+
+    Raises:
+        InputError: the index is damaged, or one of its files is missing.
+    """
+    if (folder / name).is_file():
+        return [folder / name]
+    if not (index := folder / f"{name}.index.json").is_file():
+        return []
+    shards = [
+        folder / shard for shard in sorted(set(read_json(index, _ShardIndex, COMPLETE_COPY)["weight_map"].values()))
+    ]
+    if missing := [shard for shard in shards if not shard.is_file()]:
+        raise InputError(f"{missing[0]}: missing, though {index.name} names it; {COMPLETE_COPY}")
+    return shards
+
+
+def _has_weights(folder: Path) -> bool:
+    return any(weight_shards(folder, name) for name in _WEIGHT_FILES)
+
+
+def _is_cached(folder: Path, weights: bool) -> bool:
+    """Whether what an earlier command fetched from the Hub is enough now: it may have fetched the tokenizer alone."""
+    try:
+        return _has_any(folder, _ANY_TOKENIZER_FILE) and (not weights or _has_weights(folder))
+    except InputError:  # shards are missing
+        return False
+
+
+def _from_hub(name: str, weights: bool) -> Path:
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -86,7 +132,7 @@ def _from_hub(name: str, wanted: tuple[str, ...], weights: bool) -> Path:
     try:
         try:
             folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns, local_files_only=True))
-            if any((folder / file).is_file() for file in wanted):
+            if _is_cached(folder, weights):
                 return folder
         except LocalEntryNotFoundError:
             pass
@@ -96,14 +142,15 @@ def _from_hub(name: str, wanted: tuple[str, ...], weights: bool) -> Path:
                 "use the embedded model (tiny) or the path of a local model folder"
             )
         folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
-        if weights and not any((folder / file).is_file() for file in wanted):  # an older repository, torch format only
+        if weights and not _is_cached(folder, weights):  # an older repository, with weights in torch's format only
             folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=[*patterns, "pytorch_model*.bin"]))
     except (HfHubHTTPError, HFValidationError) as error:
         raise InputError(
-            f"{name}: no model of that name could be had ({first_line(error)}); known names: {_names()}"
+            f"{name}: no model of that name is available ({first_line(error)}); known names: {', '.join(MODEL_MAP)}"
         ) from None
-    if not any((folder / file).is_file() for file in wanted):
-        raise InputError(f"{name}: the Hub's repository holds none of {', '.join(wanted)}; choose another model")
+    if not _is_cached(folder, weights):
+        what = "weights and a tokenizer" if weights else "tokenizer"
+        raise InputError(f"{name}: the Hub's repository holds no {what} that can be read; choose another model")
     return folder
 
 
@@ -130,15 +177,44 @@ def _hub_answers() -> bool:
     return answered.is_set()
 
 
+def read_config(folder: Path) -> dict[str, Any]:
+    """A model's config.json, with every size and constant in the range of what a model can have.
+
+    Raises:
+        InputError: it is missing or damaged, or a value is outside its range.
+    """
+    path = folder / "config.json"
+    config = read_json(path, dict, COMPLETE_COPY)
+    for part in (config, config.get("rope_scaling"), config.get("rope_parameters")):
+        for name, value in part.items() if isinstance(part, dict) else ():
+            if value is None:
+                continue
+            if name in _LARGEST and not (type(value) is int and 1 <= value <= _LARGEST[name]):
+                raise InputError(
+                    f"{path}: {name} is {value!r:.40}, not a whole number from 1 to {_LARGEST[name]}; {COMPLETE_COPY}"
+                )
+            if name in _POSITIVE and not (type(value) in (int, float) and 0 < value < math.inf):
+                raise InputError(f"{path}: {name} is {value!r:.40}, not a number above 0; {COMPLETE_COPY}")
+    return config
+
+
 def load_tokenizer(name_or_path: str) -> "Tokenizer":
+    """The tokenizer of a model, a tokenizer's folder or a known name; see `read_tokenizer`.
+
+    Raises:
+        InputError: as `find_pretrained` and `read_tokenizer`.
+    """
+    return read_tokenizer(find_pretrained(name_or_path, weights=False))
+
+
+def read_tokenizer(folder: Path) -> "Tokenizer":
     """A `tokenizers.Tokenizer` that treats control words in a text as ordinary text; needs no torch.
 
     Raises:
-        InputError: as `find_pretrained`, or files that cannot be read as a tokenizer.
+        InputError: the folder's files cannot be read as a tokenizer.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-    folder = find_pretrained(name_or_path, weights=False)
     try:
         if (folder / "tokenizer.json").is_file():
             tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -146,8 +222,12 @@ def load_tokenizer(name_or_path: str) -> "Tokenizer":
             tokenizer = Tokenizer(models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt")))
             tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
             tokenizer.decoder = decoders.ByteLevel()
-    except Exception as error:  # the Rust library raises bare Exceptions
-        raise InputError(f"{folder}: cannot be read as a tokenizer ({error})") from None
+        _check_templates(json.loads(tokenizer.post_processor.__getstate__()) if tokenizer.post_processor else {})
+        tokenizer.encode("x")
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the Rust library raises bare Exceptions, and a BaseException where it panics
+        raise InputError(f"{folder}: cannot be read as a tokenizer ({first_line(error)})") from None
     # What a file says of lengths is meant for one use of it; here it would cut every source file short.
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -155,11 +235,21 @@ def load_tokenizer(name_or_path: str) -> "Tokenizer":
     return tokenizer
 
 
+def _check_templates(post_processor: dict[str, Any]) -> None:
+    """Refuse a template that names an unknown token: the library would panic, and print a screenful about it."""
+    for part in post_processor.get("processors", [post_processor]):
+        if part.get("type") == "TemplateProcessing":
+            for piece in [*part["single"], *part["pair"]]:
+                name = piece.get("SpecialToken", {}).get("id")
+                if name is not None and name not in part["special_tokens"]:
+                    raise ValueError(f"its post_processor names the unknown token {name!r}")
+
+
 def fingerprint(tokenizer: "Tokenizer") -> str:
     """Sixteen hex digits that two tokenizers share if and only if they have the same base vocabulary.
 
     Control words added later are left out: they do not change how a text is cut. So are the merges, which a
-    byte-level BPE's vocabulary implies and which take ten times as long to read out.
+    byte-level BPE's vocabulary implies and which take ten times as long to read.
     """
     vocabulary = tokenizer.get_vocab(with_added_tokens=False)
     content = "\n".join(sorted(vocabulary, key=vocabulary.__getitem__))

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from common.command import InputError
 from common.fim_words import FimWords, known_fim_words
 from common.json_files import read_json
+from common.model_files import COMPLETE_COPY, read_config, read_tokenizer
 from common.source_code import LANGUAGES
 
 SETTINGS = ("config.json", "generation_config.json", "tokenizer_config.json", "gpt_sh_config.json")
@@ -51,10 +52,7 @@ class Vocabulary:
         Raises:
             InputError: no such file, or it cannot be read as a tokenizer.
         """
-        try:
-            tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        except Exception as error:  # the Rust library raises bare Exceptions
-            raise InputError(f"{folder}: tokenizer.json cannot be read ({error})") from None
+        tokenizer = read_tokenizer(folder)
         return cls(tokenizer, read_settings(folder), str(folder))
 
     def encode(self, text: str) -> list[int]:
@@ -139,12 +137,12 @@ class Vocabulary:
 def read_settings(folder: Path) -> dict[str, dict]:
     """The JSON files of a model folder that say how its texts begin and end."""
     files = [folder / name for name in SETTINGS if (folder / name).is_file()]
-    return {file.name: read_json(file, dict, "take a complete copy of the model") for file in files}
+    return {file.name: read_json(file, dict, COMPLETE_COPY) for file in files}
 
 
 def context_length(folder: Path) -> int:
     """The most tokens that the saved model has positions for."""
-    config = read_settings(folder)["config.json"]
+    config = read_config(folder)
     return config.get("max_position_embeddings") or config["n_positions"]
 
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from common.command import InputError
-from common.model_files import find_pretrained
+from common.model_files import find_pretrained, read_config
 from completion.engines.engine import Engine
 from completion.gguf_export.errors import CannotConvert
 
@@ -26,6 +26,7 @@ def load_engine(path: str, precision: str = "auto") -> Engine:
         InputError: no such model, or the precision cannot be had for it.
     """
     folder = find_pretrained(path)
+    read_config(folder)
     if precision in IN_PYTORCH or (precision == "auto" and has_gpu()):
         return _in_pytorch(folder, precision)
     try:

@@ -9,9 +9,9 @@ from typing import Any
 import gguf
 from gguf import GGUFWriter, TokenType
 
-from common.command import first_line
 from common.fim_words import known_fim_words
 from common.source_code import SPECIAL_WORDS
+from completion import tokens
 from completion.gguf_export.errors import CannotConvert
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -59,26 +59,24 @@ def add_vocabulary(writer: GGUFWriter, folder: Path, config: dict[str, Any]) -> 
     Raises:
         CannotConvert: there is no tokenizer.json, or llama.cpp would turn its ids into another text.
     """
-    try:
-        text = (folder / "tokenizer.json").read_text(encoding="utf-8")
-        before = _put_before(text)
-    except Exception as error:  # the Rust library raises bare Exceptions; it knows every key and kind of value
-        raise CannotConvert(f"it has no readable tokenizer.json ({first_line(error)})") from None
-    tokenizer = json.loads(text)
+    if not (folder / "tokenizer.json").is_file():
+        raise CannotConvert("it has no tokenizer.json")
+    before = tokens.Vocabulary.load(folder).start("")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     model = tokenizer["model"]
     if model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
         raise CannotConvert("its tokenizer marks the parts of words")
-    tokens, types = _tokens(tokenizer, config["vocab_size"])
+    texts, types = _tokens(tokenizer, config["vocab_size"])
     decoders = [part["type"] for part in _parts(tokenizer["decoder"], "decoders")]
     if model["type"] == "BPE" and decoders == ["ByteLevel"]:
         vocabulary = _byte_level(writer, tokenizer)
     elif model["type"] in ("BPE", "Unigram") and (decoders == ["Metaspace"] or "Replace" in decoders):
-        vocabulary = _sentence_piece(writer, tokenizer, tokens, types)
+        vocabulary = _sentence_piece(writer, tokenizer, texts, types)
     else:
         raise CannotConvert(f"its tokenizer is {model['type']} with the decoder {'+'.join(decoders) or 'none'}")
-    writer.add_token_list(tokens)
+    writer.add_token_list(texts)
     writer.add_token_types(types)
-    _special_ids(writer, folder, config, tokens, before)
+    _special_ids(writer, folder, config, texts, before)
     return vocabulary
 
 
@@ -208,11 +206,3 @@ def _special_ids(
         writer.add_chat_template(template.read_text(encoding="utf-8"))
     writer.add_add_bos_token("bos" in ids and before == [ids["bos"]])
     writer.add_add_eos_token(False)
-
-
-def _put_before(tokenizer: str) -> list[int]:
-    """The ids that a tokenizer, as JSON, puts before a text."""
-    from tokenizers import Tokenizer
-
-    made = Tokenizer.from_str(tokenizer)
-    return made.encode("x").ids[: -len(made.encode("x", add_special_tokens=False).ids)]

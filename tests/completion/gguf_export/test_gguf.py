@@ -473,7 +473,7 @@ def test_values_beyond_16_bits_and_unknown_decoders_are_refused(gpt2_tokenizer, 
     with pytest.raises(CannotConvert, match="the decoder WordPiece"):
         convert(tmp_path, tmp_path / "model.gguf")
     (tmp_path / "tokenizer.json").unlink()
-    with pytest.raises(CannotConvert, match="no readable tokenizer"):
+    with pytest.raises(CannotConvert, match=r"no tokenizer\.json"):
         convert(tmp_path, tmp_path / "model.gguf")
     assert not list(tmp_path.glob("*.gguf*"))
 
