@@ -1,11 +1,13 @@
-"""Files and folders that are whole or absent, and where a dataset's lie."""
+"""Files and folders that are whole or absent, what a user's file may be, and who may write where."""
 
+import atexit
 import contextlib
 import os
 import platform
 import shutil
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -19,9 +21,9 @@ def dataset_file(dataset_name: str, split: str) -> Path:
     """The jsonl file of a converted dataset.
 
     Raises:
-        InputError: there is none; names the datasets that there are and the command that makes one.
+        InputError: there is none; names the existing datasets and the command that makes one.
     """
-    path = ROOT / "dataset" / dataset_name / "json" / f"{split}.jsonl"
+    path = present_folder(ROOT / "dataset" / dataset_name / "json") / f"{split}.jsonl"
     if not path.is_file():
         known = sorted(found.parent.parent.name for found in ROOT.glob(f"dataset/*/json/{split}.jsonl"))
         raise InputError(
@@ -33,6 +35,26 @@ def dataset_file(dataset_name: str, split: str) -> Path:
     return path
 
 
+def open_input(path: Path, remedy: str = "name another file") -> IO[bytes]:
+    """Open a file that the user has named, or may have changed.
+
+    Raises:
+        InputError: it is missing, may not be read, or is a folder, a pipe or a device, which might never end.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path}: not a regular file; {remedy}")
+        return path.open("rb")
+    except (OSError, ValueError) as error:  # a ValueError: the name has a NUL byte
+        raise InputError(f"{path}: {getattr(error, 'strerror', None) or error}; {remedy}") from None
+
+
+def read_input(path: Path, remedy: str = "name another file") -> bytes:
+    """The content of a file; raises InputError as `open_input` does."""
+    with open_input(path, remedy) as file:
+        return file.read()
+
+
 @contextlib.contextmanager
 def atomic_write(path: Path, mode: str = "w") -> Iterator[IO]:
     """Open a file that appears under its name only when it is complete and on the disk."""
@@ -40,12 +62,15 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO]:
     path = Path(os.path.realpath(path))  # a link stays one
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
+        _remove_abandoned(file for file in path.parent.iterdir() if _is_temporary(file, path.name))
         with temporary.open(mode, encoding=None if "b" in mode else "utf-8") as file:
+            with contextlib.suppress(OSError):  # a network disk may know no locks
+                _take(file.fileno())
             yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except OSError as error:  # a full disk's names no file, others name one that the user does not know
+    except OSError as error:  # the error of a full disk names no file, others name one that the user does not know
         error.filename = str(path)
         raise
     finally:
@@ -56,11 +81,12 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO]:
 def replace_folder(path: Path, durable: bool = True) -> Iterator[Path]:
     """Fill an empty folder that takes the place of `path` only when it is complete.
 
-    durable: wait until the disk holds it, so that it outlives a power failure too. What can be made again need not.
+    durable: wait until the disk holds it, so that it survives a power failure too.
 
-    A folder cannot be renamed over another, so the old one steps aside as `<path>.autocoder-old` for an instant;
-    after a crash in that instant `recover_folder` puts it back.
+    A folder cannot be renamed over another, so the old one is called `<path>.autocoder-old` for an instant; after a
+    crash in that instant `recover_folder` renames it back. Where `path` is a link, what it points to is replaced.
     """
+    path = Path(os.path.realpath(path))
     new, old = _beside(path, "new"), _beside(path, "old")
     try:
         recover_folder(path)
@@ -75,7 +101,7 @@ def replace_folder(path: Path, durable: bool = True) -> Iterator[Path]:
         new.rename(path)
         _fsync(path.parent)
     except OSError as error:
-        if error.filename in (None, str(new), str(old)):  # a full disk's names none
+        if error.filename in (None, str(new), str(old)):  # the error of a full disk names none
             error.filename = str(path)
         raise
     finally:
@@ -88,6 +114,7 @@ def recover_folder(path: Path) -> None:
 
     For the one process that writes the folder; `present_folder` is for those that read it.
     """
+    path = Path(os.path.realpath(path))
     old = _beside(path, "old")
     if old.exists() and not path.exists():
         old.rename(path)
@@ -95,26 +122,58 @@ def recover_folder(path: Path) -> None:
 
 
 def present_folder(path: Path) -> Path:
-    """`path`, or the previous good state while `replace_folder(path)`, or a crash in it, has it step aside."""
-    old = _beside(path, "old")
+    """`path`, or the previous good state if `replace_folder(path)`, or a crash in it, has just renamed that."""
+    old = _beside(Path(os.path.realpath(path)), "old")
     return old if old.is_dir() and not path.exists() else path
+
+
+def scratch_folder() -> Path:
+    """A new private folder for the life of this process; those of processes that were killed are removed."""
+    _remove_abandoned(Path(tempfile.gettempdir()).glob("autocoder-*"))
+    folder = Path(tempfile.mkdtemp(prefix="autocoder-"))
+    if os.name != "nt":
+        _take(os.open(folder, os.O_RDONLY))  # until this process ends
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def _is_temporary(file: Path, name: str) -> bool:
+    start, end = f"{name}.", ".tmp"
+    return file.name.startswith(start) and file.name.endswith(end) and file.name[len(start) : -len(end)].isdecimal()
+
+
+def _remove_abandoned(paths: Iterable[Path]) -> None:
+    """Remove the files and folders whose writer, which holds them as `_take` does, no longer runs."""
+    for path in paths if os.name != "nt" else ():  # there, a file that is open cannot be removed anyway
+        if not path.is_file() and not path.is_dir():  # a pipe would be waited for
+            continue
+        with contextlib.suppress(OSError):  # held, or another user's
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                _take(descriptor)
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            finally:
+                os.close(descriptor)
 
 
 @contextlib.contextmanager
 def lock(path: Path, wait: bool = False) -> Iterator[None]:
-    """Hold the file `path`, as one process at a time can. However a process ends, the system lets go of what it held.
+    """Hold the file `path`, as only one process at a time can. The system releases it however the process ends.
+
+    Folders that this makes are removed again if nothing is left in them.
 
     Args:
-        wait: for another process to let go of it, instead of raising.
+        wait: until another process releases it, instead of raising.
     Raises:
         InputError: another process holds it; says which.
     """
+    made = [folder for folder in path.parents if not folder.exists()]
     deadline = time.monotonic() + PATIENCE_S
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a+", encoding="utf-8")
         try:
-            _take(file, wait)
+            _take(file.fileno(), wait)
         except (BlockingIOError, PermissionError):
             if time.monotonic() < deadline:
                 file.close()
@@ -123,7 +182,9 @@ def lock(path: Path, wait: bool = False) -> Iterator[None]:
             file.seek(0)
             holder = file.read().strip() or "another process"
             file.close()
-            raise InputError(f"{path.parent}: in use by {holder}; wait for its end or choose another name") from None
+            raise InputError(
+                f"{path.parent}: in use by {holder}; wait until that ends, or choose another name"
+            ) from None
         if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
             break
         file.close()  # its last holder has removed it since it was opened
@@ -133,21 +194,26 @@ def lock(path: Path, wait: bool = False) -> Iterator[None]:
         file.flush()
         yield
     finally:
-        with contextlib.suppress(OSError):  # Windows removes no open file, and needs not
+        with contextlib.suppress(OSError):  # Windows cannot remove an open file, and need not
             path.unlink()
         file.close()
+        with contextlib.suppress(OSError):  # of a folder that is not empty
+            for folder in made:
+                folder.rmdir()
 
 
-def _take(file: IO, wait: bool) -> None:
+def _take(descriptor: int, wait: bool = False) -> None:
+    """Lock an open file or folder until it is closed. Raises BlockingIOError or PermissionError if it is taken."""
     if os.name == "nt":
         import msvcrt
 
-        file.seek(1 << 30)  # one byte far behind the text, which others may then read
-        msvcrt.locking(file.fileno(), msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
+        os.lseek(descriptor, 1 << 30, os.SEEK_SET)  # one byte far after the text, which others may then read
+        msvcrt.locking(descriptor, msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
+        os.lseek(descriptor, 0, os.SEEK_SET)
     else:
         import fcntl
 
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
 
 
 def _beside(path: Path, suffix: str) -> Path:

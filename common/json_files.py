@@ -1,72 +1,95 @@
-"""Reading the JSON files that this project writes, and that someone may have edited or torn since."""
+"""The one reader of JSON that comes from outside: any of it may have been edited, torn, or made to do harm."""
 
 import json
+import math
 import types
 import typing
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from common.command import InputError
+from common.files import open_input, read_input
 
 T = TypeVar("T")
 
 
 def read_json(path: Path, shape: type[T], remedy: str) -> T:
-    """The content of a JSON file, once it is known to have the expected shape.
+    """The content of a JSON file that has the expected shape.
 
     Args:
-        shape: a TypedDict. Its values are annotated with int, float (an integer will do), str, bool, None, unions of
-            these, `list[...]`, `dict[str, ...]`, further TypedDicts, or `Annotated[type, container]`, where the
-            container, such as a range, holds every value that is allowed. Keys that it does not name are left alone.
+        shape: as `parse_json` takes it.
         remedy: what the user is to do about a file that is missing or wrong.
     Raises:
         InputError: it cannot be read, is not JSON, or has another shape; says where in the file.
     """
+    return parse_json(read_input(path, remedy), shape, str(path), remedy)
+
+
+def read_json_lines(path: Path, shape: type[T], remedy: str) -> Iterator[tuple[int, T]]:
+    """The rows of a file with one JSON value in each line, with the line's number; empty lines are left out.
+
+    Raises:
+        InputError: as `read_json`; names the line.
+    """
+    with open_input(path, remedy) as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                yield number, parse_json(line, shape, f"{path}:{number}", remedy)
+
+
+def parse_json(text: str | bytes, shape: type[T], place: str, remedy: str) -> T:
+    """The value of a JSON text that has the expected shape.
+
+    Args:
+        shape: dict, or a TypedDict whose values are annotated with int, float (finite, or the -inf of a score that is
+            not known yet; an integer will do), str, bool, None, unions of these, `list[...]`, `dict[str, ...]`,
+            further TypedDicts, or `Annotated[type, container]`, where the container, such as a range, holds every
+            value that is allowed. Keys that it does not name are left alone.
+        place: the file, and the line if there are several, for the error.
+    Raises:
+        InputError: it is not JSON, or has another shape.
+    """
     try:
-        value = json.loads(path.read_bytes())
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}; {remedy}") from None
+        value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not JSON, perhaps torn ({error}); {remedy}") from None
+        raise InputError(f"{place}: not JSON, perhaps torn ({error}); {remedy}") from None
     if wrong := _mismatch(value, shape, ""):
-        raise InputError(f"{path}: {wrong}; {remedy}")
+        raise InputError(f"{place}: {wrong}; {remedy}")
     return value
 
 
 def _mismatch(value: Any, shape: Any, place: str) -> str | None:
-    """What is wrong with a value, if anything. `place` is where in the file it stands, as `languages.Python`."""
-    missing = []
-    if typing.get_origin(shape) is Annotated:
-        shape, allowed = typing.get_args(shape)
+    """What is wrong with a value, if anything. `place` is where in the text it is, as in `languages.Python`."""
+    kind, arguments = typing.get_origin(shape) or shape, typing.get_args(shape)
+    if kind is Annotated:
+        shape, allowed = arguments
         wrong = _mismatch(value, shape, place)
         return wrong or (None if value in allowed else f"{place} is {_short(value)}, not in {_short(allowed)}")
-    if typing.is_typeddict(shape):
-        if not isinstance(value, dict):
-            return f"{place or 'the content'} is {_short(value)}, not an object"
-        hints = typing.get_type_hints(shape, include_extras=True)
-        children = ((value[key], hint, _join(place, key)) for key, hint in hints.items() if key in value)
-        missing = [f"{_join(place, key)} is missing" for key in hints if key in shape.__required_keys__ - value.keys()]
-    elif isinstance(shape, types.UnionType):
-        wrong = [_mismatch(value, choice, place) for choice in typing.get_args(shape)]
-        return None if None in wrong else wrong[0]
-    elif (container := typing.get_origin(shape) or shape) in (list, dict) and isinstance(value, container):
-        of = (typing.get_args(shape) or (Any,))[-1]
-        items = value.items() if isinstance(value, dict) else enumerate(value)
-        children = ((item, of, _join(place, str(key))) for key, item in items)
-    elif shape is Any or type(value) is shape or (shape is float and type(value) is int) or value is shape is None:
-        return None
+    if kind is types.UnionType:
+        wrongs = [_mismatch(value, choice, place) for choice in arguments]
+        return None if None in wrongs else wrongs[0]
+    base = dict if typing.is_typeddict(kind) else kind
+    fits = type(value) is base or (base is float and type(value) is int) or base is Any
+    if not fits or (base is float and value != -math.inf and not abs(value) < 1e300):  # NaN is below nothing
+        return f"{place or 'the content'} is {_short(value)}, not {_NAMES[base]}"
+    if typing.is_typeddict(kind):
+        hints = typing.get_type_hints(kind, include_extras=True)
+        if missing := [key for key in hints if key in kind.__required_keys__ and key not in value]:
+            return f"{_join(place, missing[0])} is missing"
+        parts = [(key, value[key], hint) for key, hint in hints.items() if key in value]
     else:
-        return f"{place} is {_short(value)}, not {_name(shape)}"
-    return next((wrong for child in children if (wrong := _mismatch(*child))), missing[0] if missing else None)
+        items = value.items() if base is dict else enumerate(value) if base is list else ()
+        parts = [(key, item, arguments[-1]) for key, item in items] if arguments else []
+    return next((wrong for key, item, hint in parts if (wrong := _mismatch(item, hint, _join(place, key)))), None)
 
 
-def _join(place: str, key: str) -> str:
-    return f"{place}.{key}" if place else key
+_NAMES = {int: "an integer", float: "a finite number", str: "a text", bool: "true or false", type(None): "null"}
+_NAMES |= {list: "a list", dict: "an object"}
 
 
-def _name(shape: Any) -> str:
-    names = {int: "an integer", float: "a number", str: "a text", bool: "true or false", type(None): "null"}
-    return names.get(shape) or {list: "a list", dict: "an object"}[typing.get_origin(shape) or shape]
+def _join(place: str, key: str | int) -> str:
+    return f"{place}.{key}" if place else str(key)
 
 
 def _short(value: Any) -> str:

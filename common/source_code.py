@@ -51,6 +51,8 @@ def read_source(file: Path) -> str:
         NotSourceCode: see there.
         OSError: it cannot be read.
     """
+    if file.exists() and not file.is_file():  # a pipe would be waited for without an end
+        raise NotSourceCode(str(file), "not a regular file", "name a source file")
     return decode_source(file.read_bytes(), str(file))
 
 

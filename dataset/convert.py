@@ -16,7 +16,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from common.command import Flags, InputError, flag, folder_name, output_folder, parse_flags, run_command
-from common.files import ROOT, replace_folder
+from common.files import ROOT, lock, recover_folder, replace_folder
 from common.model_files import fingerprint, load_tokenizer
 from dataset.format import FILES, FORMAT_VERSION, Counts, FrequentToken, counts_table, write_rows
 from dataset.sources import (
@@ -90,11 +90,19 @@ class ConvertConfig(Flags):
 
 def main() -> None:
     config = parse_flags(ConvertConfig, __doc__)
+    folder = ROOT / "dataset" / config.dataset_name / "json"
+    check_writable(folder.parent)
+    with lock(folder.with_name("convert.lock")):
+        recover_folder(folder)  # as a convert.py that was killed may have left it
+        check_output(folder, config.source)
+        convert(config, folder)
+
+
+def convert(config: ConvertConfig, folder: Path) -> None:
+    """Replace `folder` by the dataset that the flags ask for, and print what it holds."""
     if config.num_workers:
         os.environ["RAYON_NUM_THREADS"] = str(config.num_workers)
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
-    folder = ROOT / "dataset" / config.dataset_name / "json"
-    check_output(folder, config.source)
     found = find_sources(config.source, config.include_ignored)
     tokenizer = load_tokenizer(config.tokenizer)
     files, skipped = tokenize_files(found.files, tokenizer, config.stride, config.whole_files)
@@ -131,12 +139,20 @@ def main() -> None:
     print(f"written: {folder}")
 
 
+def check_writable(folder: Path) -> None:
+    try:
+        output_folder(str(folder))
+    except ValueError as error:
+        raise InputError(f"{folder}: {error}; choose another --dataset_name") from None
+
+
 def check_output(folder: Path, sources: Sequence[str]) -> None:
     """
     Raises:
-        InputError: replacing the folder would delete what is not ours, or it cannot be written.
+        InputError: replacing the folder would delete what convert.py has not written.
     """
-    inside = [source for source in sources if folder in (root := source_root(source).resolve(), *root.parents)]
+    roots = {source: Path(os.path.realpath(source_root(source))) for source in sources}
+    inside = [source for source, root in roots.items() if folder in (root, *root.parents)]
     if inside:
         raise InputError(f"--source {inside[0]}: lies in {folder}, which is replaced; move it or choose --dataset_name")
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
@@ -147,10 +163,6 @@ def check_output(folder: Path, sources: Sequence[str]) -> None:
             f"{folder}: holds {foreign[0]}, which convert.py has not written; move it away or choose another "
             "--dataset_name"
         )
-    try:
-        output_folder(str(folder.parent))
-    except ValueError as error:
-        raise InputError(f"{folder.parent}: {error}; choose another --dataset_name") from None
 
 
 def split_languages(

@@ -1,7 +1,6 @@
 """Finding and reading source files, whatever else lies among them."""
 
 import os
-import stat
 import subprocess
 import sys
 import sysconfig
@@ -167,8 +166,6 @@ def ignored_by_git(root: Path) -> set[Path]:
 def read_text(file: Path) -> tuple[str, str]:
     """The text of a source file, and why it cannot be used: one of them is empty."""
     try:
-        if not stat.S_ISREG(file.stat().st_mode):  # a pipe would be waited for without an end
-            return "", "not a regular file"
         text = read_source(file)
     except NotSourceCode as error:
         return "", error.reason

@@ -1,8 +1,15 @@
 """Folders that are replaced: whole before and after a crash at any instant, and nothing else beside them is touched."""
 
-import pytest
+import os
+import subprocess
+import sys
 
-from common.files import present_folder, recover_folder, replace_folder
+import pytest
+from conftest import ROOT
+
+from common import files
+from common.command import InputError
+from common.files import atomic_write, present_folder, recover_folder, replace_folder
 
 
 class Crash(BaseException):
@@ -48,6 +55,56 @@ def test_a_crash_while_it_is_renamed_leaves_the_old_or_the_new_one(tmp_path, mon
     assert (path / "file").read_text() == "first"
     write(path, "third")
     assert [file.read_text() for file in tmp_path.rglob("file")] == ["third"]
+
+
+def test_a_link_stays_and_what_it_points_to_is_replaced(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "last").symlink_to(tmp_path / "disk" / "last")
+    for text in ("first", "second", "third"):
+        write(tmp_path / "last", text)
+        assert (tmp_path / "disk" / "last" / "file").read_text() == text
+    assert (tmp_path / "last").is_symlink()
+    assert len(list(tmp_path.rglob("*"))) == 4
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from common.files import atomic_write, scratch_folder
+with atomic_write(Path(sys.argv[1])) as file:
+    (scratch_folder() / "file").write_text("x")
+    print("writing", flush=True)
+    {then}
+"""
+
+
+def test_what_killed_writers_left_is_removed_and_what_others_still_write_is_not(tmp_path):
+    (tmp_path / "tmp").mkdir()
+    environment = {"cwd": ROOT, "env": os.environ | {"TMPDIR": str(tmp_path / "tmp")}, "stdout": subprocess.PIPE}
+    command = [sys.executable, "-c", KILLED.format(then="sys.stdin.read()"), tmp_path / "x.json"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, **environment) as living:
+        living.stdout.readline()
+        then = "os.kill(os.getpid(), 9)"
+        subprocess.run([sys.executable, "-c", KILLED.format(then=then), tmp_path / "x.json"], **environment)
+        assert len(list(tmp_path.rglob("*"))) == 7
+        (tmp_path / "x.json.note.tmp").write_text("mine")
+        with atomic_write(tmp_path / "x.json") as file:
+            file.write("whole")
+        subprocess.run([sys.executable, "-c", KILLED.format(then="pass"), tmp_path / "y"], **environment, check=True)
+        left = sorted(path.name for path in tmp_path.iterdir())
+        assert left == ["tmp", "x.json", f"x.json.{living.pid}.tmp", "x.json.note.tmp", "y"]
+        assert len(list((tmp_path / "tmp").iterdir())) == 1
+        living.stdin.close()
+        assert living.wait() == 0
+
+
+def test_only_one_holds_a_lock_and_no_empty_folder_is_left(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "PATIENCE_S", 0)
+    said = f"{tmp_path}/a/b: in use by process {os.getpid()}"
+    held = [files.lock(tmp_path / "a" / "b" / "lock") for _ in range(2)]
+    with held[0], pytest.raises(InputError, match=said), held[1]:
+        pass
+    assert not (tmp_path / "a").exists()
 
 
 def test_convert_finds_out_first_that_it_cannot_write(project):

@@ -1,12 +1,14 @@
-"""read_json: what a TypedDict allows, and the line that names what it does not."""
+"""JSON from outside: what a TypedDict allows, and the line that names what it does not."""
 
 import json
+import os
+from pathlib import Path
 from typing import Annotated, TypedDict
 
 import pytest
 
 from common.command import InputError
-from common.json_files import read_json
+from common.json_files import read_json, read_json_lines
 
 
 class Inner(TypedDict):
@@ -48,7 +50,10 @@ def test_a_file_of_the_shape_is_read(tmp_path, note):
         (GOOD | {"flags": {"size": -5}}, "flags.size is -5, not in range(1, 1000)"),
         (GOOD | {"flags": {"size": True}}, "flags.size is true, not an integer"),
         (GOOD | {"flags": {"size": "abc"}}, 'flags.size is "abc", not an integer'),
-        (GOOD | {"share": None}, "share is null, not a number"),
+        (GOOD | {"share": float("nan")}, "share is NaN, not a finite number"),
+        (GOOD | {"share": float("inf")}, "share is Infinity, not a finite number"),
+        (GOOD | {"share": 10**400}, "share is 10000"),
+        (GOOD | {"share": None}, "share is null, not a finite number"),
         (GOOD | {"counts": {"a": 3}}, "counts.a is 3, not a list"),
         (GOOD | {"counts": {"a": [1, 2.5]}}, "counts.a.1 is 2.5, not an integer"),
         (GOOD | {"split": "line"}, 'split is "line", not in ["file", "folder"]'),
@@ -67,3 +72,21 @@ def test_any_other_file_gets_one_line(tmp_path, content, said):
     message = str(caught.value)
     assert message.startswith(f"{path}: ") and message.endswith("; mend it") and "\n" not in message
     assert said in message
+
+
+def test_a_bad_line_is_named_by_its_number(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"size": 1}\n\n{"size": 2}')
+    assert list(read_json_lines(path, Inner, "mend it")) == [(1, {"size": 1}), (3, {"size": 2})]
+    for line in ('{"size": 0}', "[" * 100_000, '{"size": 1', "\0"):
+        path.write_text('{"size": 1}\n' + line)
+        with pytest.raises(InputError, match=f"{path}:2: .*; mend it"):
+            list(read_json_lines(path, Inner, "mend it"))
+
+
+def test_what_is_no_regular_file_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for path in (tmp_path, tmp_path / "pipe", tmp_path / "loop", Path("/dev/zero"), Path("a\0b")):
+        with pytest.raises(InputError, match="; mend it"):
+            read_json(path, Inner, "mend it")

@@ -15,6 +15,8 @@ import pytest
 from conftest import ROOT
 from tokenizers import Tokenizer
 
+from common.files import lock
+
 STDLIB = Path(sysconfig.get_path("stdlib"))
 
 
@@ -253,6 +255,24 @@ def test_a_new_dataset_replaces_the_old_one_and_a_failed_run_does_not(convert, t
     assert [path.name for path in folder.parent.iterdir()] == ["json"]
 
 
+def test_two_at_once_on_one_dataset(project, convert, tree):
+    folder = convert("--source", tree)
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    with lock(folder.with_name("convert.lock")):
+        message = convert("--source", tree, "--stride", 20, code=2).stderr
+    assert message.startswith(f"error: {folder.parent}: in use by process {os.getpid()} ")
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+
+
+def test_a_dataset_that_a_killed_convert_has_just_renamed_is_in_sight(project, convert, tree, byte_vocabulary):
+    folder = convert("--source", tree)
+    name = folder.parent.name
+    folder.rename(folder.with_name("json.autocoder-old"))
+    assert name in project.run("analysis.py", "data", "--dataset_name", name).stdout
+    convert("--source", tree / "d0" / "f0.py", code=2)  # which is too little for a split
+    assert (folder / "meta.json").is_file()
+
+
 # ---- meta.json
 
 
@@ -341,6 +361,8 @@ def test_stdlib_is_read_without_its_tests(convert):
         (["--source", "{empty}"], "no .py or .java file in {empty}; name a folder"),
         (["--source", "{empty}"], "--source stdlib"),
         (["--source", "{empty}/nowhere"], "--source {empty}/nowhere: no such file or folder"),
+        (["--source", "{empty}/loop.py"], "--source {empty}/loop.py: no such file or folder"),
+        (["--source", "{empty}/pipe.py"], "no file can be used (not a regular file)"),
         (["--source", "{one}"], "Python: a split would be empty"),
         (["--source", "{one}", "--split_by", "segment"], "Python: dev would be empty, of 6 windows"),
         (["--source", "{one}", "--stride", "1000"], "no file can be used (shorter than the stride of 1000 tokens)"),
@@ -363,6 +385,9 @@ def test_a_mistake_gets_one_line(convert, tmp_path, arguments, expected):
     for folder in folders.values():
         folder.mkdir()
     (folders["one"] / "one.py").write_text("x = 1\n" * 10)
+    if arguments[1].startswith("{empty}/"):
+        (folders["empty"] / "loop.py").symlink_to(folders["empty"] / "loop.py")
+        os.mkfifo(folders["empty"] / "pipe.py")
     (folders["broken"] / "tokenizer.json").write_text('{"model": 1')
     done = convert(*(argument.format(**folders) for argument in arguments), code=2)
     assert done.stdout == ""
