@@ -125,7 +125,7 @@ class GPTSingleHead(nn.Module):
     @property
     def vocabulary_size(self) -> int:
         """Rows of the embedding: token ids are below it. Some may have no word in the tokenizer."""
-        return self.gpt.get_input_embeddings().num_embeddings
+        return self.gpt.get_input_embeddings().weight.shape[0]
 
     def add_special_words(self, special_words_to_add: dict[str, str | list[str]]) -> None:
         """Add words such as {"pad_token": "<pad>", "additional_special_tokens": ["<python>"]} and rows to embed them.
@@ -241,8 +241,10 @@ class GPTSingleHead(nn.Module):
         """
         config, head = self.gpt.config, self.gpt.get_output_embeddings().weight
         tables = {id(module.weight) for module in self.gpt.modules() if isinstance(module, nn.Embedding)} - {id(head)}
-        weights = sum(p.numel() for p in self.gpt.parameters() if p.dim() >= 2 and id(p) not in tables)
-        return 6 * weights + 12 * config.num_hidden_layers * config.hidden_size * self.max_seq_length
+        weights = (p for p in self.gpt.parameters() if p.dim() >= 2 and id(p) not in tables)
+        # A frozen matrix needs no gradient of its own.
+        products = sum((6 if p.requires_grad else 4) * p.numel() for p in weights)
+        return products + 12 * config.num_hidden_layers * config.hidden_size * self.max_seq_length
 
     def get_embedding_dimension(self) -> int:
         return self.gpt.config.hidden_size
@@ -250,9 +252,9 @@ class GPTSingleHead(nn.Module):
     def get_config(self):
         return self.gpt.config
 
-    def save(self, output_path: str | Path) -> None:
-        """Write weights (safetensors), tokenizer and gpt_sh_config.json into a folder."""
-        self.gpt.save_pretrained(output_path)
+    def save(self, output_path: str | Path, weights: dict[str, Tensor] | None = None) -> None:
+        """Write weights (safetensors; the model's own unless others are given), tokenizer and gpt_sh_config.json."""
+        self.gpt.save_pretrained(output_path, state_dict=weights)
         self.tokenizer.save_pretrained(output_path)
         config = json.dumps(self.get_config_dict(), indent=2) + "\n"
         (Path(output_path) / "gpt_sh_config.json").write_text(config, encoding="utf-8")

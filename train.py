@@ -88,6 +88,8 @@ def make_trainer(config: TrainConfig, files: list[Path], run_folder: Path, devic
 
     pass_rate = make_pass_rate(config)
     model = load_model(config, run_folder)
+    if config.gradient_checkpointing:
+        model.gpt.gradient_checkpointing_enable({"use_reentrant": False})
     with processes.main_first():  # which packs the datasets
         # Where the next run of the same data finds them too. What is there is used only if it fits.
         cache = ROOT / ".cache" / config.dataset_name / f"{model.max_seq_length}_{len(model.tokenizer)}"
@@ -115,17 +117,22 @@ def load_model(config: TrainConfig, run_folder: Path) -> "GPTSingleHead":
     from model import GPTSingleHead
     from training import processes
     from training.fim import learn_fim_words
+    from training.lora import ADAPTER, add_lora
 
     last = run_folder / "last"
     with processes.main_first():
         if processes.is_main():
             recover_folder(last)
-    if config.restore_training and last.is_dir():
+    goes_on = config.restore_training and last.is_dir()
+    if goes_on and (last / ADAPTER).is_dir() != bool(config.lora_r):
+        how = "without" if config.lora_r else "with"
+        raise InputError(f"{run_folder}: was started {how} --lora_r; go on so, or start under another --run_name")
+    if goes_on and not config.lora_r:
         model = GPTSingleHead.load(last)
         if config.fim_rate:  # which the run may not have had; the trainer says so
             learn_fim_words(model)
         return model
-    if config.restore_training:
+    if config.restore_training and not goes_on:
         runs = ", ".join(sorted(folder.parent.name for folder in ROOT.glob("model/*/last"))) or "none"
         logger.warning("%s: no saved state, so this run starts from its first step; with one there are: %s", last, runs)
     model = GPTSingleHead(config.model_select, config.max_seq_length, from_scratch=config.from_scratch)
@@ -135,6 +142,8 @@ def load_model(config: TrainConfig, run_folder: Path) -> "GPTSingleHead":
     elif model.fim_rate:
         logger.warning("%s can fill in the middle, and forgets it without --fim_rate 0.5", config.model_select)
     model.fim_rate = max(model.fim_rate, config.fim_rate)
+    if config.lora_r:  # whose saved state holds no more of the model than is trained
+        add_lora(model, config, last / ADAPTER if goes_on else None)
     return model
 
 

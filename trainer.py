@@ -24,6 +24,7 @@ from model import GPTSingleHead, fuse_activations
 from training.checkpoint import Progress, one_line_when_full, read_progress, restore_checkpoint, save_checkpoint
 from training.config import TrainConfig
 from training.fim import FimEpochs, MiddleEvaluator
+from training.lora import save_merged
 from training.model_card import model_card
 from training.processes import StopSignal, all_sum, is_main, rank, world_size
 from training.schedule import epoch_order, lr_factor, seed_step
@@ -36,6 +37,7 @@ MAX_BAD_STEPS = 10  # non-finite steps in a row after which a run cannot be trus
 # What a run can only go on with as it was started: its model, and what decides which windows a step sees.
 # "batch" is that of an optimizer step over all processes; how it is divided may change.
 FIXED = ("model_select", "dataset_name", "train_data", "dev_data", "seed", "fim_rate", "batch", "max_seq_length")
+FIXED += ("lora_r", "lora_alpha")
 
 
 class ModelTrainer:
@@ -322,7 +324,7 @@ class ModelTrainer:
             return
         best = self.run_folder / "0_GPTSingleHead"
         with one_line_when_full(best), replace_folder(best) as folder:
-            self.model.save(folder)
+            save_merged(self.model, folder)
             progress = self.progress
             card = model_card(self.config, scores, progress.step, progress.tokens_seen, self.model.fim_rate)
             (folder / "README.md").write_text(card, encoding="utf-8")
@@ -374,12 +376,10 @@ class ModelTrainer:
         return self.progress.early_stop_count >= self.config.early_stop
 
     def _log_settings(self) -> None:
-        parameters = list(self.model.parameters())
-        trainable = sum(p.numel() for p in parameters if p.requires_grad)
-        total = sum(p.numel() for p in parameters)
+        trainable = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+        total = sum(p.numel() for p in self.model.parameters())
         logger.info("  Total params: %d", total)
-        logger.info("  Trainable params: %d", trainable)
-        logger.info("  Non-trainable params: %d", total - trainable)
+        logger.info("  Trainable params: %d, non-trainable: %d", trainable, total - trainable)
         logger.info("  Device: %s, %s", self.device, str(self.dtype).removeprefix("torch."))
         logger.info("  Num of training examples = %d", len(self.batches))
         logger.info("  Num of development examples = %d", len(self.dev_evaluator.dataset))

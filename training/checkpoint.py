@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from common.command import InputError
 from common.files import replace_folder
 from common.json_files import read_json
+from training.lora import ADAPTER, has_lora, save_adapter
 
 if TYPE_CHECKING:
     from model import GPTSingleHead
@@ -75,13 +76,17 @@ def save_checkpoint(
     Random generators are not among it: schedule.seed_step makes their state a function of the step.
 
     Args:
-        folder: `<run folder>/last`; holds a saved model, optimizer.safetensors and state.json.
+        folder: `<run folder>/last`; holds a saved model (of one with LoRA the adapter alone), optimizer.safetensors and
+            state.json.
         progress: JSON values that tell how far the run is, with the flags it was started with.
     Raises:
         InputError: the disk is full or may not be written to; what was saved before is kept.
     """
     with one_line_when_full(folder), replace_folder(folder) as new:
-        model.save(new)
+        if has_lora(model):
+            save_adapter(model, new / ADAPTER)
+        else:
+            model.save(new)
         save_file(_optimizer_tensors(model, optimizer), new / "optimizer.safetensors")
         state = {"progress": progress, "scaler": scaler.state_dict()}
         (new / "state.json").write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
@@ -125,7 +130,7 @@ def restore_checkpoint(
     state = _read_state(folder)
     try:
         optimizer_tensors = load_file(folder / "optimizer.safetensors")
-        parameters = dict(model.named_parameters())
+        parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         wanted = {f"{name}/{key}" for name in parameters for key in ("step", "exp_avg", "exp_avg_sq")}
         if optimizer_tensors.keys() not in (wanted, set()):  # none before the first step that was not skipped
             raise ValueError(
@@ -153,5 +158,6 @@ def _optimizer_tensors(model: "GPTSingleHead", optimizer: torch.optim.Optimizer)
     return {
         f"{name}/{key}": value.contiguous()
         for name, parameter in model.named_parameters()
+        if parameter.requires_grad
         for key, value in optimizer.state[parameter].items()
     }

@@ -48,7 +48,17 @@ class TrainConfig(Flags):
         at_most=0.9,  # beyond, too few rows stay whole
     )
 
-    lr: float = flag(2e-5, "peak learning rate", above=0)
+    lora_r: int = flag(
+        0, "rank of LoRA's matrices, as in 16: trains them instead of the whole model; 0: no LoRA", at_least=0,
+        at_most=4096,
+    )  # fmt: skip
+    lora_alpha: float = flag(32.0, "LoRA's matrices count alpha / r times", above=0)
+    lora_dropout: float = flag(0.0, "share of LoRA's inputs that is dropped in training", at_least=0, below=1)
+    gradient_checkpointing: bool = flag(
+        False, "keep only each layer's input and compute the rest again: less memory, about a quarter slower"
+    )
+
+    lr: float | None = flag(None, "peak learning rate; else 2e-5, with --lora_r 2e-4", type=float, above=0)
     scheduler: str = flag("warmuplinear", "learning rate schedule", choices=SCHEDULERS)
     warmup_ratio: float = flag(0.2, "share of all steps in which the learning rate rises", at_least=0, at_most=1)
     weight_decay: float = flag(0.01, "AdamW's weight decay on matrices; biases and norms have none", at_least=0)
@@ -107,6 +117,10 @@ class TrainConfig(Flags):
         self.run_name = self.run_name or f"{self.model_select.strip('/.').replace('/', '_')}_fine_tuned_coder"
         if self.restore_training and self.overwrite:
             raise InputError("--restore_training keeps the earlier run and --overwrite deletes it; give one of them")
+        if self.from_scratch and self.lora_r:
+            raise InputError("--lora_r adapts a trained model, which --from_scratch does not start from; give one")
+        if self.lr is None:  # LoRA learns best at ten times the rate (thinkingmachines.ai/blog/lora)
+            self.lr = 2e-4 if self.lora_r else 2e-5
         if (self.max_problems or self.allow_weak_sandbox) and not self.problems:
             raise InputError("--max_problems and --allow_weak_sandbox are for --problems FILE; give that too")
         super().__post_init__()
