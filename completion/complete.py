@@ -16,7 +16,7 @@ from completion.prompt import Prompt, read_prompt
 from completion.repository.chunks import Chunk
 from completion.repository.form import with_context
 from completion.settings import Completion, Settings
-from completion.stop_rules.repetition import before_circle
+from completion.stop_rules.repetition import before_repetition
 from completion.stop_rules.stop_rule import StopRule, make_stop_rule
 from completion.stop_rules.suffix_rule import before_suffix
 from completion.tokens import Vocabulary
@@ -85,7 +85,7 @@ def complete_all(
     rule_of = rule_of or (lambda text: make_stop_rule(options.stop, text, language))
 
     def rule(prompt: str, suffix: str) -> StopRule:
-        return before_suffix(rule_of(prompt), prompt, suffix) if suffix else rule_of(prompt)
+        return before_suffix(rule_of(prompt), prompt, suffix, language) if suffix else rule_of(prompt)
 
     places = zip(prompts, suffixes, contexts or [()] * len(prompts), paths or [""] * len(prompts), strict=True)
     read = [read_place(engine, *place, language, options.max_new_tokens) for place in places]
@@ -196,11 +196,11 @@ class _Candidate:
         self._starts.append(len(self._decoded))
         self._decoded += self._characters.decode(content)  # nothing while a character is incomplete
         safe, done = self._rule(self._decoded)
-        straight, circles = before_circle(self._decoded) if self._options.stop != "none" else (safe, False)
-        self.text = self._decoded[: safe if done else max(len(self.text), min(safe, straight))]
+        unrepeated, repeats = before_repetition(self._decoded) if self._options.stop != "none" else (safe, False)
+        self.text = self._decoded[: safe if done else max(len(self.text), min(safe, unrepeated))]
         if done:
             self.stop_reason = self._options.stop
-        elif circles:
+        elif repeats:
             self.stop_reason = "loop"
         elif len(self._tokens) == self._options.max_new_tokens:
             self.stop_reason = "length"

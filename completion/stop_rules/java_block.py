@@ -49,7 +49,8 @@ class JavaBlock:
         self._read(prompt)
         self._rest = prompt[self._at :]
         self._at = 0
-        self._choose(bool(self._head or _JAVA_COMMENT.sub("", self._rest).strip()))
+        in_arguments = bool(self._open) and self._open[-1].sign != "{"
+        self._choose(in_arguments or bool(self._head or _JAVA_COMMENT.sub("", self._rest).strip()))
         self._held, self._done = None, -1
 
     @property

@@ -1,49 +1,56 @@
-"""Where a completion ends that stands in front of other code: before it repeats, closes or cuts off what follows."""
+"""Stop rule for a cursor in front of other code, the suffix: end before that code is repeated, closed or cut off."""
 
 import re
 from collections.abc import Iterator
 
 from completion.stop_rules.stop_rule import StopRule
 
-OPENERS, CLOSERS = "([{", ")]}"
-FENCE = "```"  # with it models that were trained to chat end their code, and begin to explain
+OPENING = {")": "(", "]": "[", "}": "{"}
+# A bracket, or what has none that counts: other text, a comment, a string (in single quotes it ends with its line).
+_TEXT = r"""[^#/"'()\[\]{}]+|[()\[\]{}]|("{3}|'{3})(?:\\(?:.|\Z)|[^\\])*?(?:\1|\Z)"""
+_STRING = r"""|"(?:\\.|[^"\\\n])*"?|'(?:\\.|[^'\\\n])*'?"""
+_BRACKETS = {
+    "python": re.compile(r"#[^\n]*|" + _TEXT + _STRING, re.DOTALL),
+    "java": re.compile(r"//[^\n]*|/\*.*?(?:\*/|\Z)|" + _TEXT + _STRING, re.DOTALL),
+}
+FENCE = "```"  # ends the code of models that were trained to chat; an explanation follows
 LEAVES = ("return", "raise", "break", "continue")
-MORE_LINES = 4  # in which the rest of the cursor's line may come again
+MORE_LINES = 4  # how many lines after the cursor's are searched for the rest of the cursor's line
 
-# How much of a text surely stays, and whether it ends there.
-Place = tuple[int, bool]
+Place = tuple[int, bool]  # how many characters surely stay, and whether the completion ends there
 
 
-def before_suffix(rule: StopRule, prefix: str, suffix: str) -> StopRule:
-    """A stop rule as `rule`, which also ends a completion where it goes on as the suffix does, or against it.
+def before_suffix(rule: StopRule, prefix: str, suffix: str, language: str = "python") -> StopRule:
+    """A stop rule that obeys `rule`, and also ends a completion where it repeats or contradicts the suffix.
 
-    - In the middle of a line it ends with the line, or before that line's rest comes again, now or in a later line.
-    - A bracket that the text has not opened is left to the suffix, where that closes it first.
-    - A line that is the suffix's next line, blank ones apart, is not written again.
-    - No `return` or the like in front of code of the same block, which could not be reached.
-    - No Markdown fence, unless the file has some itself.
-    - No blanks and line breaks at the end, where the suffix begins with a line break.
+    - In the middle of a line it ends with the line, or before the rest of that line comes again.
+    - A bracket that the suffix closes is not closed by the completion. Brackets are matched to find out which.
+    - The suffix's next line, blank ones apart, is not written again.
+    - There is no `return` or the like in front of code of the same block, which could not be reached.
+    - There is no Markdown fence, unless the file has one itself.
+    - There is no white space at the end, where the suffix begins with a line break.
 
-    What may yet turn out to be such an end is held back, so that nothing is shown and then taken away.
+    Text that may still turn out to be such an end is held back, so that nothing is shown and then taken away.
     """
     begun = prefix.rpartition("\n")[2]
-    at_line_start = not begun
-    rest, _, below = ("", "", suffix) if at_line_start else suffix.partition("\n")
+    rest, _, below = suffix.partition("\n") if begun else ("", "", suffix)
     at_line_end = not suffix.partition("\n")[0].strip()
-    rest = rest.rstrip()
-    following = next((line.rstrip() for line in below.split("\n") if line.strip()), "")
-    closer = suffix.lstrip()[:1] if suffix.lstrip()[:1] in tuple(CLOSERS) else ""
+    next_line = next((line.rstrip() for line in below.split("\n") if line.strip()), "")
     has_fences = FENCE in prefix or FENCE in suffix
     is_code = all(prefix.count(quotes) % 2 == 0 for quotes in ('"""', "'''"))
+    checked = 0  # lines before this place are whole and end nothing
+    to_close, closes_more = _brackets_to_close(prefix, suffix, language)
 
     def both(text: str) -> Place:
+        nonlocal checked
         safe, done = rule(text)
-        found = [_extra_closer(text, closer)]
-        for start, line, is_whole in _lines(text, begun):
-            before = max(0, start if at_line_start else start - 1)  # the break before a line goes with it
-            found += [(before, over) for over in _line_ends(line, is_whole, following, is_code, has_fences)]
-        if rest:
-            found.append(_repeated_rest(text, rest))
+        depths, found = _read_brackets(begun, text, language, to_close, closes_more)
+        for start, line, is_whole in _lines(text, begun, checked):
+            before = max(0, start - 1) if begun else start  # the break before a line goes with it
+            found += [(before, over) for over in _line_ends(line, is_whole, next_line, is_code, has_fences)]
+            checked = start
+        if rest.strip():
+            found.append(_end_in_line(text, rest.rstrip(), depths))
         ends = [place for place, over in found if over]
         safe = min(safe, *ends) if ends else safe if done else min([safe, *(place for place, _ in found)])
         return len(text[:safe].rstrip()) if at_line_end else safe, done or bool(ends)
@@ -51,73 +58,117 @@ def before_suffix(rule: StopRule, prefix: str, suffix: str) -> StopRule:
     return both
 
 
-def _lines(text: str, begun: str) -> Iterator[tuple[int, str, bool]]:
-    """Where in a text each of its lines begins, the line, and whether it is over; not the first line, if code stands
-    before it.
+def _brackets_to_close(prefix: str, suffix: str, language: str) -> tuple[int, bool]:
+    """How many of the prefix's open brackets the completion may close, and whether the suffix closes any bracket."""
+    opened, _ = _unmatched(prefix, language)
+    _, closed = _unmatched(suffix, language)
+    # The outermost brackets are the suffix's. One of the two may be cut off or wrong: then the kinds have to agree.
+    whole = min(len(opened), len(closed))
+    for kept in (*range(whole, len(opened) + 1), *range(whole - 1, -1, -1)):
+        if all(OPENING[sign] == bracket for sign, bracket in zip(closed, reversed(opened[:kept]), strict=False)):
+            break
+    return len(opened) - kept, bool(closed)
 
-    Args:
-        begun: what stands before the text in its first line.
+
+def _unmatched(source: str, language: str) -> tuple[list[str], list[str]]:
+    """The brackets that a source leaves open, outermost first, and those that it closes without opening them."""
+    opened, closed = [], []
+    for match in _BRACKETS[language].finditer(source):
+        sign = match[0]
+        if sign in OPENING.values():
+            opened.append(sign)
+        elif sign in OPENING and OPENING[sign] not in opened:
+            closed.append(sign)
+        elif sign in OPENING:
+            while opened.pop() != OPENING[sign]:
+                pass
+    return opened, closed
+
+
+def _read_brackets(
+    begun: str, text: str, language: str, to_close: int, closes_more: bool
+) -> tuple[list[tuple[int, int]], list[Place]]:
+    """Places in the text with how many of its own brackets are open from there; and where it closes the suffix's."""
+    depths, depth = [(-1, 0)], 0
+    for match in _BRACKETS[language].finditer(begun + text):
+        place, sign = match.start() - len(begun), match[0]
+        if place < 0:
+            continue
+        if sign in OPENING.values():
+            depth += 1
+        elif sign in OPENING and depth:
+            depth -= 1
+        elif sign in OPENING:
+            to_close -= 1
+            if to_close < 0 and closes_more:
+                return depths, [(len(text[:place].rstrip(" ")), True)]
+        depths.append((place, depth))
+    return depths, [(len(text.rstrip(" ")), False)] if closes_more else []
+
+
+def _depth(depths: list[tuple[int, int]], place: int) -> int:
+    return next(depth for start, depth in reversed(depths) if start < place)
+
+
+def _end_in_line(text: str, rest: str, depths: list[tuple[int, int]]) -> Place:
+    """Where a completion in the middle of a line ends: before the line's rest comes again, or else with the line.
+
+    The text's own brackets are passed over. Of a rest such as `):` only the colon is looked for, at the line's end:
+    such signs occur in many lines, and brackets are matched anyway.
     """
-    start = 0
-    for line in text.splitlines(keepends=True):
+    again = rest.lstrip()
+    signs = again.lstrip(")]} ")
+    only_signs = len(signs) <= 2 and not re.search(r"\w", signs)
+    if only_signs and again[0] in OPENING and text.lstrip(" ").startswith(("\n", "\r\n")):
+        return len(text), False  # arguments on lines of their own, which end with their bracket
+    breaks = (match.start() for match in re.finditer("\n", text))
+    end = next((place for place in breaks if not _depth(depths, place)), len(text))
+    line = text[:end].rstrip() if only_signs else text[:end]
+    if only_signs and end < len(text):
+        return len(line) - len(signs) * line.endswith(signs), True
+    if not only_signs and (place := _find(again, text[:end], depths)) >= 0:
+        return place, True
+    if end == len(text):
+        wanted = signs if only_signs else again
+        held = next((n for n in range(min(len(wanted), len(line)), 0, -1) if line.endswith(wanted[:n])), 0)
+        return len(line) - held, False
+    start = end + 1
+    over = text[start:].split("\n", MORE_LINES)[:-1]
+    for line in over:
+        place = start + len(line.rstrip()) - len(rest)
+        if line.rstrip().endswith(rest) and not _depth(depths, place):
+            return place, True
+        start += len(line) + 1
+    return end, len(over) == MORE_LINES
+
+
+def _find(wanted: str, text: str, depths: list[tuple[int, int]]) -> int:
+    """Where a text occurs outside the brackets that the completion has opened, or -1."""
+    place = text.find(wanted)
+    while place >= 0 and _depth(depths, place):
+        place = text.find(wanted, place + 1)
+    return place
+
+
+def _lines(text: str, begun: str, start: int) -> Iterator[tuple[int, str, bool]]:
+    """The lines from a place on, their places, and whether they are whole; not the first line if code is before it."""
+    for line in text[start:].split("\n"):
+        is_whole = start + len(line) < len(text)
         if start or not begun.strip():
-            yield start, (line if start else begun + line).rstrip("\r\n"), line.endswith("\n")
-        start += len(line)
+            yield start, (line if start else begun + line).rstrip("\r"), is_whole
+        start += len(line) + 1
 
 
-def _line_ends(line: str, is_whole: bool, following: str, is_code: bool, has_fences: bool) -> Iterator[bool]:
-    """For each reason why the text has to end before this line: True; False for what may become one."""
-    if following and (line.rstrip() == following if is_whole else following.startswith(line)):
+def _line_ends(line: str, is_whole: bool, next_line: str, is_code: bool, has_fences: bool) -> Iterator[bool]:
+    """For each reason to end before this line: True; False for what may become one."""
+    if next_line and (line.rstrip() == next_line or (not is_whole and next_line.startswith(line))):
         yield is_whole
-    if not has_fences and (line.startswith(FENCE) or (not is_whole and line and FENCE.startswith(line))):
+    if not has_fences and (line.startswith(FENCE) or (not is_whole and FENCE.startswith(line))):
         yield line.startswith(FENCE)
     indent = len(line) - len(line.lstrip())
-    if is_code and following and indent == len(following) - len(following.lstrip()):
+    if is_code and next_line and indent == len(next_line) - len(next_line.lstrip()):
         word = re.match(r"\w*", line[indent:])[0]
         if word in LEAVES and (is_whole or len(line) > indent + len(word)):
             yield True
         elif not is_whole and indent + len(word) == len(line) and any(leave.startswith(word) for leave in LEAVES):
             yield False
-
-
-def _repeated_rest(text: str, rest: str) -> Place:
-    """Where the rest of the cursor's line comes again, or may be about to; else the end of the text's first line.
-
-    A rest of one or two signs, such as `)` or `:`, stands in the middle of many a line; brackets have a rule of their
-    own.
-    """
-    first, line_break, more = text.partition("\n")
-    again = rest.lstrip()
-    is_short = len(again) <= 2 and not re.search(r"\w", again)
-    if not is_short and (found := first.find(again)) >= 0:
-        return found, True
-    if not line_break:
-        held = next((n for n in range(min(len(again), len(text)), 0, -1) if text.endswith(again[:n])), 0)
-        return len(text) - held, False
-    if is_short:  # once the line is over, it can be told
-        end = len(first.rstrip())
-        return (end - len(again), True) if first.rstrip().endswith(again) else (len(first), True)
-    start = len(first) + 1
-    over = more.split("\n")[:-1][:MORE_LINES]
-    for line in over:
-        if line.rstrip().endswith(rest):
-            return start + len(line.rstrip()) - len(rest), True
-        start += len(line) + 1
-    return len(first), len(over) == MORE_LINES
-
-
-def _extra_closer(text: str, closer: str) -> Place:
-    """Where the text closes a bracket that stood open before it, if the suffix does that itself."""
-    depth, quote = 0, ""
-    for place, character in enumerate(text if closer else ""):
-        if quote:
-            quote = "" if character in (quote, "\n") else quote
-        elif character in "'\"":
-            quote = character
-        elif character in OPENERS:
-            depth += 1
-        elif character in CLOSERS:
-            depth -= 1
-            if depth < 0 and character == closer:
-                return len(text[:place].rstrip(" ")), True
-    return len(text), False

@@ -104,7 +104,8 @@ class Repl:
                 name, _, value = text.strip()[1:].strip().partition(" ")
                 self._command(name, value.strip())
             else:
-                self._complete(text)
+                prompt, _, suffix = text.partition(CURSOR)
+                self._complete(prompt, suffix)
         except InputError as error:
             self._screen.write(f"{error}\n")
         except OSError as error:
@@ -156,8 +157,9 @@ class Repl:
         if not number.isdecimal() or not 1 <= int(number) <= len(self._found):
             raise InputError(f":continue {number}: choose a candidate from 1 to {len(self._found)}")
         last = self._found[int(number) - 1]
-        # After a whole block the next one begins; a blank line says so.
-        self._complete(self._prompt + last.text + ("\n\n" if last.stop_reason in ("block", "blank") else ""))
+        # At the end of a file the next block begins after a whole one; a blank line tells the model so.
+        begins_next = last.stop_reason in ("block", "blank") and not self._suffix
+        self._complete(self._prompt + last.text + "\n\n" * begins_next, self._suffix)
 
     def _save(self, file: Path) -> None:
         if not self._found:
@@ -166,9 +168,8 @@ class Repl:
             output.write(f"{self._prompt}{self._found[self._shown].text}{self._suffix}\n")
         self._screen.write(f"written: {file}\n")
 
-    def _complete(self, text: str) -> None:
+    def _complete(self, prompt: str, suffix: str = "") -> None:
         """Complete, show, and remember for :continue and :save. A single candidate is shown as it comes."""
-        prompt, _, suffix = text.partition(CURSOR)
         options = Settings(**self.settings)
         streams = options.candidates == 1 and not options.min_probability
         began = time.perf_counter()

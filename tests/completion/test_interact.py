@@ -179,6 +179,15 @@ def test_a_conversation(terminals, coder, project):
     java.write_text("int f() {\n", encoding="utf-8")
     assert "language java" in terminal.say(f":load {java}", "7 tokens")  # its name says the language
     assert "language python" in terminal.say(f":load {saved}", "7 tokens")
+    literal = "def g():\n    return '<cursor>'\n\n\nx ="  # in a file these are characters like all others
+    saved.write_text(literal, encoding="utf-8")
+    terminal.say(f":load {saved}", "7 tokens")
+    terminal.say(f":save {saved}", "written")
+    assert saved.read_text(encoding="utf-8").startswith(literal)
+    terminal.say("d =<cursor> + e", "ignored]")
+    terminal.say(":continue", "ignored]")  # the code after the cursor stays in view
+    terminal.say(f":save {saved}", "written")
+    assert re.fullmatch(r"d =[ x+\n]* \+ e\n", saved.read_text(encoding="utf-8"))
     terminal.say(":lang java", "language java")
     assert ":continue" in terminal.say(":help", "exit ")
     assert ":continue" in terminal.say(":", "exit ")

@@ -4,7 +4,7 @@ import pytest
 
 from completion.complete import complete
 from completion.engines.load_engine import load_engine
-from completion.stop_rules.repetition import before_circle
+from completion.stop_rules.repetition import before_repetition
 
 BODY = "    total = 0\n    for x in items:\n        total += x\n"
 
@@ -13,7 +13,7 @@ def grown(text):
     """What a rule that is asked after every character has let through, and where it ended, if it did."""
     shown = 0
     for end in range(1, len(text) + 1):
-        safe, over = before_circle(text[:end])
+        safe, over = before_repetition(text[:end])
         assert safe >= len(text[:shown].rstrip()), "what has been shown was taken back"
         shown = max(shown, safe)
         if over:

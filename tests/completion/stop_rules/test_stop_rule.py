@@ -113,6 +113,11 @@ def test_python_statement_ends_with_its_last_clause(prompt, kept, further, line_
         ("class A {", " int a; int b() { return 1; } }", "\nclass B {}"),
         ("class A { void record(int a) {\n b();\n", " c();\n }", " int d; }"),
         ("record A(int a) {\n int b() { return 1; }\n", " int c() { return 2; }", " int d() {} }"),
+        # An argument list that was just opened: the statement is only begun, as in `f(a`.
+        ("class A { void f() {\n final T x = new T(", "a);\n x.g();\n }", "\n void h() {} }"),
+        ("class A { void f() {\n g(b -> {\n if (b.equals(", "c)) { d(); }", "\n }); } }"),
+        ("class A {\n T x = new T(", "a);", "\n T y; }"),
+        ("class A { int[] a() { return f(b[", "0]);\n }", "\n int c; }"),
         # Strings, characters, comments.
         (
             'void f() { char c = \'{\'; String s = """\n } \\""" {\n"""; if (a)',

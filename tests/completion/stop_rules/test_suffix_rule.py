@@ -1,8 +1,11 @@
 """Where completions end that stand in front of other code, fed character by character."""
 
+import random
+
 import pytest
 
-from completion.stop_rules.stop_rule import make_stop_rule
+from common.source_code import LANGUAGES
+from completion.stop_rules.stop_rule import STOPS, make_stop_rule
 from completion.stop_rules.suffix_rule import before_suffix
 
 # name: stop, prefix, suffix, what a model writes, what is kept
@@ -57,13 +60,20 @@ CASES = {
         "ames:\n    print",
     ),
     "the end of a word": ("block", "f(self.na", "e)\n", "me)\nx = 1\n", "m"),
-    "the rest of the line never": (
-        "block",
-        "x = len(",
-        "items) + 1\n",
-        "a)\ny = 2\nz = 3\nz = 4\nz = 5\nz = 6\n",
-        "a)",
-    ),
+    "the rest of the line never": ("block", "x = ", "items + 1\n", "a\ny = 2\nz = 3\nz = 4\nz = 5\nz = 6\n", "a"),
+    "a bracket of its own at the end": ("block", "print(", ")", "f(x)", "f(x)"),
+    "a bracket of its own and a blank": ("block", "print(", ")", "f(x) \n", "f(x)"),
+    "a blank before the suffix's bracket": ("block", "print(", ")\n", "f(x) )\n", "f(x)"),
+    "one bracket of its own, one of the suffix": ("block", "print(f(", "))\n", "g(x)))\n", "g(x)"),
+    "two brackets are open and one is closed": ("block", "print(f(", ")\n", "x))\n", "x)"),
+    "a colon after a bracket": ("block", "for i in f(", "):\n    pass\n", "g(x):\n    x\n", "g(x)"),
+    "the rest in a bracket of its own": ("block", "x = f(", "a, b)\n", "g(a, b), a, b)\n", "g(a, b), "),
+    "a bracket that the rest closes": ("block", "x = f(", "a) + 1\n", "b)\n", "b"),
+    "a bracket that the next line closes": ("block", "f(\n    g(", "\n)\n", "x)\n)\n", "x)"),
+    "a bracket in a comment": ("none", "x = [\n", "]\n", "    1,  # a) one\n    2,\n]\n", "    1,  # a) one\n    2,\n"),
+    "a list in a line": ("block", "print(", ")\n", "[\n    1,\n])\n", "[\n    1,\n]"),
+    "arguments on lines of their own": ("none", "print(", ")\n", "\n    a,\n    b,\n)\nx\n", "\n    a,\n    b,\n"),
+    "a bracket too many far below": ("block", "f(", "\nx = 1\n}\n", "a)\n", "a)"),
     "the rest of the line, indented otherwise": ("block", "for i in n", "        i += 1\n", "s:\n    i += 1\n", "s:"),
     "a fence": ("none", "x = 1", "\ny = 2\n", " + 1\n```\nThis code adds.\n", " + 1"),
     "a fence at once": ("none", "x = 1\n", "y = 2\n", "```\nThis code adds.\n", ""),
@@ -96,14 +106,27 @@ CASES = {
         "    return what it may\n",
         "    return what it may\n",
     ),
-    "nothing follows": ("line", "x = ", "", "1 + 2\ny = 3\n", "1 + 2"),
+    "the next line and a blank": ("none", "", "# a\nx = 1\n", "# a \n", ""),
+    "no suffix": ("line", "x = ", "", "1 + 2\ny = 3\n", "1 + 2"),
 }
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_ends_before_the_suffix(case):
-    stop, prefix, suffix, written, kept = CASES[case]
-    rule = before_suffix(make_stop_rule(stop, prefix, "python"), prefix, suffix)
+CLASS = "class A {\n    void f() {\n"
+END = "    }\n}\n"
+JAVA_CASES = {
+    "a statement's end that the rest has": ("block", CLASS + "        x = new T(", "a);\n" + END, ");\n", ""),
+    "a brace that the rest opens": ("block", CLASS + "        for (T a : ", "b) {\n        }\n" + END, "c) {\n", "c"),
+    "a call of its own": ("block", CLASS + "        g(", ");\n" + END, "h(a));\n", "h(a)"),
+    "a block that the suffix closes": ("none", CLASS, "        a();\n" + END, "    b();\n    }\n", "    b();\n"),
+    "a block of its own": ("none", CLASS, END, "        if (a) { b('}'); // }\n        }\n" + END,
+                           "        if (a) { b('}'); // }\n        }\n"),
+    "the suffix's end is missing": ("block", CLASS + "        g(", ");\n", "a);\n", "a"),
+}  # fmt: skip
+
+
+def kept_of(stop, prefix, suffix, written, language):
+    """What a rule keeps of a text that comes character by character; it never takes back what it has let through."""
+    rule = before_suffix(make_stop_rule(stop, prefix, language), prefix, suffix, language)
     shown, done = "", False
     for length in range(1, len(written) + 1):
         safe, done = rule(written[:length])
@@ -113,5 +136,45 @@ def test_ends_before_the_suffix(case):
             break
     if not done:
         safe, _ = rule(written + "\n")  # as where the model ends
+        assert written[:safe].startswith(shown), "what was shown was taken away"
         shown = written[:safe]
-    assert shown == kept
+    return shown
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_ends_before_the_suffix(case):
+    *given, kept = CASES[case]
+    assert kept_of(*given, "python") == kept
+
+
+@pytest.mark.parametrize("case", JAVA_CASES)
+def test_ends_before_the_suffix_in_java(case):
+    *given, kept = JAVA_CASES[case]
+    assert kept_of(*given, "java") == kept
+
+
+def test_what_was_shown_is_never_taken_back():
+    pieces = [
+        "f(",
+        "x",
+        ")",
+        "]",
+        "[",
+        ":",
+        " ",
+        "\n",
+        "\n    ",
+        "return",
+        "'",
+        "# ",
+        ", ",
+        "{",
+        "}",
+        ";",
+        "```",
+        '"""',
+    ]
+    rng = random.Random(0)
+    for _ in range(1500):
+        prefix, suffix, written = ("".join(rng.choices(pieces, k=rng.randrange(9))) for _ in range(3))
+        kept_of(rng.choice(STOPS), prefix, suffix, written, rng.choice(LANGUAGES))
