@@ -18,6 +18,7 @@ KEPT = 1.5  # times its score counts for a chunk that was shown last, so that th
 MOST = 4  # chunks
 CONSIDERED = 16  # chunks that are tried for one that has room
 SATURATION, LENGTH_SHARE = 1.5, 0.75  # BM25's usual k1 and b
+LAST_LINES = 200  # characters of the prefix's last lines, by which it is known again when more was typed
 CHECKED_AFTER = 5  # seconds after which files are looked at again
 
 
@@ -45,11 +46,13 @@ class Repository:
     Files are looked at again, beside the caller's work, when some seconds have passed, and read again if they changed.
     It may be used by several threads.
 
+    Args:
+        folder: None: no files; then there are only the chunks that are given to `chunks_for`.
     Raises:
         InputError: no such folder, or no source file in it.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path | None):
         self.folder = folder
         self._numbers: dict[str, int] = {}  # of each word
         self._names: dict[str, tuple[int, ...]] = {}  # the numbers of the words of each name
@@ -69,10 +72,10 @@ class Repository:
         with self._lock:
             before = self._files
             self._files = {}
-            for source in find_sources([str(self.folder)]).files:
+            for source in find_sources([str(self.folder)]).files if self.folder else ():
                 if file := self._read(source.file, source.path, before.get(source.path)):
                     self._files[source.path] = file
-            if list(self._files.items()) != list(before.items()):
+            if self._checked == 0 or list(self._files.items()) != list(before.items()):
                 self._index = self._build()
             self._checked = time.monotonic()
 
@@ -94,7 +97,7 @@ class Repository:
 
         Args:
             prefix, suffix: the code that the model sees before and after the cursor.
-            path: of the file that is completed, below the folder; its other parts may be shown.
+            path: of the file that is completed, below the folder; its other parts may be shown. None: not known.
             extra: further chunks to choose from, as an editor sends them.
             exclude: paths of files that must not be shown; nor are files with the same text.
             max_tokens: that all chunks may take together, each as `count_tokens` counts it.
@@ -106,9 +109,10 @@ class Repository:
         chunks = [*index.chunks, *extra]
         scores = self._scores(index, query_of(prefix, suffix), extra)
         last_path, begun, shown = self._last
-        if path == last_path and begun and prefix.startswith(begun):
+        if path == last_path and begun and begun in prefix:
+            extra_places = {chunk: place for place, chunk in enumerate(extra, len(index.chunks))}
             for chunk in shown:
-                if (place := index.places.get(chunk)) is not None:
+                if (place := index.places.get(chunk, extra_places.get(chunk))) is not None:
                     scores[place] *= KEPT
         hidden = {index.digests.get(name) for name in exclude} - {None}
         visible = {line.strip() for line in (prefix + suffix).splitlines()}
@@ -119,13 +123,16 @@ class Repository:
                 break
             if chunk.path in exclude or (hidden and index.digests.get(chunk.path) in hidden):
                 continue
-            if (chunk.path == path or place >= len(index.chunks)) and _mostly_in(chunk.text, visible):
+            may_be_visible = path in (None, chunk.path) or place >= len(index.chunks)
+            if may_be_visible and _mostly_in(chunk.text, visible):
                 continue
             if (tokens := count_tokens(chunk)) <= max_tokens:
                 chosen.append(chunk)
                 max_tokens -= tokens
+                visible.update(map(str.strip, chunk.text.splitlines()))
         chosen.sort()
-        self._last = path, prefix[: prefix.rfind("\n") + 1], chosen
+        # An editor sends the last lines before the cursor only, so the prefix loses lines at its beginning.
+        self._last = path, prefix[: prefix.rfind("\n") + 1][-LAST_LINES:], chosen
         return chosen
 
     def _read(self, file: Path, path: str, known: _File | None) -> _File | None:
@@ -176,16 +183,16 @@ class Repository:
         total = 0.0
         for word in sorted(_words_in(query)):
             number = self._numbers.get(word, len(index.starts))
-            if number + 1 >= len(index.starts):  # in no chunk
+            begin, end = index.starts[number : number + 2] if number + 1 < len(index.starts) else (0, 0)
+            in_extra = [place for place, words in enumerate(words_of_extra, len(index.chunks)) if word in words]
+            if not (count := end - begin + len(in_extra)):
                 continue
-            begin, end = index.starts[number], index.starts[number + 1]
-            weight = np.log1p((len(index.chunks) - (end - begin) + 0.5) / (end - begin + 0.5))
+            weight = np.log1p((len(scores) - count + 0.5) / (count + 0.5))
             total += weight
             scores[index.found[begin:end]] += weight
-            for place, words in enumerate(words_of_extra, len(index.chunks)):
-                scores[place] += weight * (word in words)
+            scores[in_extra] += weight
         lengths = np.concatenate([index.lengths, [len(words) for words in words_of_extra]])
-        relative = lengths / max(1.0, float(index.lengths.mean()))
+        relative = lengths / max(1.0, float(lengths.mean() if len(lengths) else 0))
         norm = 1 - LENGTH_SHARE + LENGTH_SHARE * relative
         return scores * (1 + SATURATION) / (1 + SATURATION * norm) / max(total, 1e-9)
 

@@ -68,7 +68,7 @@ def test_what_resembles_the_code_is_shown_and_nothing_else(folder):
 def test_the_file_that_is_completed_and_its_copies_are_hidden(folder):
     (folder / "copy.py").write_text(BANK)
     repository = Repository(folder)
-    assert len(shown(repository)) == 2
+    assert len(shown(repository)) == 1  # one of two equal chunks
     assert shown(repository, exclude=["bank.py"]) == []
 
 
@@ -84,6 +84,14 @@ def test_chunks_of_the_editor_are_candidates_too(folder):
     extra = Chunk("notes.py", 7, "account.transfer_money(receiver, amount)  # BankAccount of Ada\n")
     assert "notes.py" in shown(repository, extra=[extra])
     assert shown(repository, extra=[Chunk("other.py", 1, "colour = blue\n")]) == ["bank.py"]
+    extra = [Chunk("bank.py", 1, BANK), Chunk("weather.py", 1, WEATHER)]
+    assert shown(Repository(None), extra=extra) == ["bank.py"]  # of an editor alone
+    assert shown(Repository(None)) == []
+
+
+def test_an_editor_does_not_say_which_file_it_completes(folder):
+    (folder / "caller.py").write_text(CALLER)
+    assert shown(Repository(folder)) == ["bank.py"]
 
 
 def test_files_are_read_again_and_ignored_ones_never(folder):
@@ -162,5 +170,5 @@ def test_interact_says_what_the_model_saw(project, folder):
     assert "note: context: none\n" in project.run(*command, "--context_tokens", 0).stderr
     assert "note: context: none\n" in project.run(*command, "--context_tokens", 30).stderr
     asked = ("interact.py", "--model_path", "tiny", "--max_length", 4, "--prompt", CALLER, "--verbose", "--repository")
-    assert "note: context: bank.py:1-8, main.py:1-4\n" in project.run(*asked, folder).stderr
+    assert "note: context: bank.py:1-8\n" in project.run(*asked, folder).stderr
     assert "no such file or folder" in project.fails(*asked, folder / "absent")
