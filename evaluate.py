@@ -91,7 +91,7 @@ def main() -> None:
 
     from common.devices import choose_device, keep_freed_memory
     from data import SrcCodeDataset
-    from model import GPTSingleHead, fuse_activations
+    from model import GPTSingleHead, use_fast_kernels
 
     keep_freed_memory()
     model = GPTSingleHead.load(flags.model_path)
@@ -99,9 +99,9 @@ def main() -> None:
         model.max_seq_length = flags.max_seq_length
     dataset = SrcCodeDataset(file_path, model)
     model.to(choose_device())
-    fuse_activations(model.gpt)
+    use_fast_kernels(model.gpt)
     evaluator = SingleCLMEvaluator(
-        dataset, flags.split, batch_size=flags.dev_batch_size, precision=flags.precision, windows=flags.dev_windows
+        dataset, batch_size=flags.dev_batch_size, precision=flags.precision, windows=flags.dev_windows
     )
     results = evaluator(model)
     windows = min(flags.dev_windows or len(dataset), len(dataset))

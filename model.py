@@ -2,6 +2,7 @@
 
 import json
 import logging
+import sys
 from pathlib import Path
 from typing import Annotated, TypedDict
 
@@ -9,8 +10,16 @@ import torch
 import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel
+from transformers import (
+    AttentionInterface,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2LMHeadModel,
+    PreTrainedModel,
+)
 from transformers.activations import NewGELUActivation
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from common.command import InputError, first_line
 from common.json_files import read_json
@@ -294,13 +303,27 @@ def _check_weights(folder: Path, gpt: nn.Module, missing: set[str], unexpected: 
         logger.warning("%s: holds weights that this model does not use, such as %s", folder, min(unused))
 
 
-def fuse_activations(module: nn.Module) -> None:
-    """Replace GPT-2's activation, which transformers computes in eight operations, by one: equal but for rounding."""
-    for name, child in module.named_children():
-        if isinstance(child, NewGELUActivation):
-            setattr(module, name, nn.GELU("tanh"))
-        else:
-            fuse_activations(child)
+def use_fast_kernels(gpt: PreTrainedModel) -> None:
+    """Replace what transformers computes slowly by single kernels, equal but for rounding.
+
+    - GPT-2's activation, eight operations in transformers, becomes one.
+    - Attention is told that it is causal. Otherwise transformers builds a mask in each forward pass: for that it waits
+      for the GPU, and with a mask no flash kernel runs. An attention whose name has no mask function gets no mask.
+
+    From then on `gpt` ignores a two-dimensional attention mask, so its rows must be padded on the right. The saved
+    configuration stays as it was.
+    """
+    for parent in list(gpt.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, NewGELUActivation):
+                setattr(parent, name, nn.GELU("tanh"))
+    config = gpt.config
+    context = getattr(config, "max_position_embeddings", None) or sys.maxsize
+    windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+    sees_all_before = all(window is None or window >= context for window in windows)
+    if config._attn_implementation == "sdpa" and sees_all_before:
+        AttentionInterface.register("causal_sdpa", sdpa_attention_forward)
+        gpt.set_attn_implementation("causal_sdpa")
 
 
 def token_nats(logits: Tensor, labels: Tensor) -> Tensor:

@@ -8,9 +8,7 @@ python train.py --restore_training                                            (g
 import contextlib
 import logging
 import os
-import re
 import shlex
-import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -18,9 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.command import InputError, Parser, add_flags, run_command
-from common.files import ROOT, dataset_file, lock, recover_folder
+from common.files import ROOT, dataset_file, recover_folder
 from training.config import TrainConfig
 from training.recipes import find_recipe
+from training.run_folder import check_free, hold, is_run, start_files
 
 if TYPE_CHECKING:
     import torch
@@ -31,19 +30,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("train")
 
-# What a run leaves in its folder, also when it is killed while it writes. Nothing else there is ever deleted.
-RUN_FILE = re.compile(
-    r"(0_GPTSingleHead|last|tensorboard|wandb|hyperparams\.json|ck_report\.json|log\.out|run\.lock)"
-    r"(\.autocoder-new|\.autocoder-old|\.\d+\.tmp)?"
-)
-
 
 def main() -> None:
     config = read_flags()
     files = [dataset_file(config.dataset_name, split) for split in ("train", "dev")]
     run_folder = ROOT / "model" / config.run_name
-    if is_run(run_folder) and not config.restore_training:
-        ask_to_overwrite(run_folder, config)
+    ask_to_overwrite(run_folder, config)
+    check_free(run_folder, config)
 
     import torch
 
@@ -54,12 +47,11 @@ def main() -> None:
     keep_freed_memory()
     logging.basicConfig(format="%(message)s", level=logging.INFO if processes.is_main() else logging.ERROR)
     torch.manual_seed(config.seed)  # for the rows of new words, and all weights from scratch
-    with hold(run_folder, processes.is_main()), processes.others_needed(), memory_advice(device):
+    held = hold(run_folder, config) if processes.is_main() else contextlib.nullcontext()
+    with held, processes.others_needed(), memory_advice(device):
         trainer = make_trainer(config, files, run_folder, device)
         if processes.is_main():  # only now that nothing can be wrong with the new run's input
-            if not config.restore_training:
-                delete_run(run_folder)
-            log_to_file(run_folder)
+            start_files(run_folder, config)
         trainer.train()
     if trainer.stop.signal and processes.is_main():
         arguments = [a for a in sys.argv[1:] if a not in ("--overwrite", "--restore_training")]
@@ -148,87 +140,33 @@ def load_model(config: TrainConfig, run_folder: Path) -> "GPTSingleHead":
 
 
 @contextlib.contextmanager
-def hold(run_folder: Path, is_main: bool) -> Iterator[None]:
-    """Keep other processes out of a run's folder; leaves no folder behind that nothing was written into.
-
-    Raises:
-        InputError: another process trains there.
-    """
-    if not is_main:
-        yield
-        return
-    try:
-        with lock(run_folder / "run.lock"):
-            yield
-    finally:
-        with contextlib.suppress(OSError):
-            run_folder.rmdir()
-
-
-@contextlib.contextmanager
 def memory_advice(device: "torch.device") -> Iterator[None]:
     """Turn running out of memory into an InputError that names the flags to lower."""
-    import torch
-
-    from common.devices import peak_memory
+    from common.devices import is_out_of_memory, peak_memory
 
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        # A GPU's allocator has an error of its own, which is a RuntimeError; a CPU's has these words alone.
-        known = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
-        if not known:
+        if not is_out_of_memory(error):
             raise
         raise InputError(
-            f"{device}: out of memory (peak {peak_memory(device) / 2**30:.1f} GiB); lower "
-            "--per_gpu_train_batch_size and raise --accumulation_steps as much, or lower --dev_batch_size or "
-            "--max_seq_length; what was saved is kept, --restore_training goes on"
+            f"{device}: out of memory (peak {peak_memory(device) / 2**30:.1f} GiB); lower --per_gpu_train_batch_size "
+            "and raise --accumulation_steps as much, or lower --max_seq_length; what was saved is kept, "
+            "--restore_training goes on"
         ) from None
 
 
-def is_run(run_folder: Path) -> bool:
-    """Whether a run has saved something there that could be lost.
-
-    Raises:
-        InputError: the folder holds something, but nothing that a run leaves.
-    """
-    names = sorted(path.name for path in run_folder.iterdir()) if run_folder.exists() else []
-    if names and not any(map(RUN_FILE.fullmatch, names)):
-        raise InputError(f"{run_folder}: holds {names[0]}, which is not of a run; choose another --run_name")
-    return any(name.startswith(("last", "0_GPTSingleHead")) for name in names)
-
-
-def delete_run(run_folder: Path) -> None:
-    for path in run_folder.iterdir():
-        if RUN_FILE.fullmatch(path.name) and path.name != "run.lock":
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-
-
 def ask_to_overwrite(run_folder: Path, config: TrainConfig) -> None:
-    """Make sure, by the flag or by a yes on the terminal, that the earlier run may be deleted.
-
-    Raises:
-        InputError: it may not.
-    """
+    """On a terminal, ask whether an earlier run may be deleted where the flags do not say so; sets `overwrite`."""
     under_torchrun = "LOCAL_RANK" in os.environ  # where each process would ask
-    if not config.overwrite and not under_torchrun and sys.stdin.isatty():
-        with contextlib.suppress(EOFError):
-            answer = input(f"{run_folder} holds an earlier run. Delete it? (y/n) ")
-            config.overwrite = answer.strip().lower() == "y"
-        if config.overwrite:
-            sys.argv.append("--overwrite")  # for the processes that take over with --n_gpu
-    if not config.overwrite:
-        raise InputError(
-            f"{run_folder}: holds an earlier run; go on with it (--restore_training), delete it (--overwrite) "
-            "or choose another --run_name"
-        )
-
-
-def log_to_file(run_folder: Path) -> None:
-    logging.raiseExceptions = False  # a full disk is for the trainer to report, in one line
-    handler = logging.FileHandler(run_folder / "log.out", encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s - %(name)s - %(levelname)s - %(message)s"))
-    logging.getLogger().addHandler(handler)
+    decided = config.overwrite or config.restore_training or under_torchrun or not sys.stdin.isatty()
+    if decided or not is_run(run_folder):
+        return
+    with contextlib.suppress(EOFError):
+        answer = input(f"{run_folder} holds an earlier run. Delete it? (y/n) ")
+        config.overwrite = answer.strip().lower() == "y"
+    if config.overwrite:
+        sys.argv.append("--overwrite")  # for the processes that take over with --n_gpu
 
 
 if __name__ == "__main__":

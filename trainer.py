@@ -6,38 +6,29 @@ import logging
 import math
 import sys
 import time
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
 from common.command import InputError
-from common.devices import autocast, choose_dtype
-from common.files import atomic_write, replace_folder
+from common.files import atomic_write
 from data import SrcCodeDataset, TokenBatches
 from evaluation.loss import SingleCLMEvaluator
-from model import GPTSingleHead, fuse_activations
-from training.checkpoint import Progress, one_line_when_full, read_progress, restore_checkpoint, save_checkpoint
+from model import GPTSingleHead, use_fast_kernels
+from training.checkpoint import Progress, RunSaver, check_flags, read_progress, restore_checkpoint
 from training.config import TrainConfig
 from training.fim import FimEpochs, MiddleEvaluator
-from training.lora import save_merged
-from training.model_card import model_card
 from training.processes import StopSignal, all_sum, is_main, rank, world_size
 from training.schedule import epoch_order, lr_factor, seed_step
-from training.step import parameter_groups, prepare_step
+from training.step import TrainStep, worth_compiling
 from training.tracking import Metrics
 
 logger = logging.getLogger(__name__)
 
 MAX_BAD_STEPS = 10  # non-finite steps in a row after which a run cannot be trusted to recover
-# What a run can only go on with as it was started: its model, and what decides which windows a step sees.
-# "batch" is that of an optimizer step over all processes; how it is divided may change.
-FIXED = ("model_select", "dataset_name", "train_data", "dev_data", "seed", "fim_rate", "batch", "max_seq_length")
-FIXED += ("lora_r", "lora_alpha")
 
 
 class ModelTrainer:
@@ -48,7 +39,7 @@ class ModelTrainer:
         train_dataset, dev_dataset: of the same max_seq_length.
         dev_evaluator: measures the model; its `early_stop_on` chooses the best.
         config: the flags of train.py.
-        run_folder: where everything is written; see the README for what lies there.
+        run_folder: where everything is written; docs/flags.md lists the files.
     """
 
     def __init__(
@@ -60,35 +51,28 @@ class ModelTrainer:
         config: TrainConfig,
         run_folder: Path,
     ):
-        self.model = model
-        fuse_activations(model.gpt)
-        self.run_folder = run_folder
+        self.model, self.run_folder = model, run_folder
+        use_fast_kernels(model.gpt)
         self.dev_evaluator = copy.copy(dev_evaluator)
-        if dev_evaluator.dataset is None:
-            self.dev_evaluator.dataset = dev_dataset
+        self.dev_evaluator.dataset = dev_evaluator.dataset or dev_dataset
         self._contents = {"train_data": train_dataset.content, "dev_data": dev_dataset.content}
-        self.device = model.device
-        self.dtype = choose_dtype(config.precision, self.device)
-        self.batches = TokenBatches(train_dataset, model.pad_id, self.device)
+        self.batches = TokenBatches(train_dataset, model.pad_id, model.device)
         # A step is at most the whole dataset: what is beyond would be padding, yet take memory.
         per_gpu = min(config.per_gpu_train_batch_size, math.ceil(len(self.batches) / world_size()))
         passes = min(config.accumulation_steps, math.ceil(len(self.batches) / per_gpu / world_size()))
         self.config = config = replace(config, per_gpu_train_batch_size=per_gpu, accumulation_steps=passes)
-        self.batch = config.per_gpu_train_batch_size * config.accumulation_steps * world_size()
+        self.batch = per_gpu * passes * world_size()
         self.steps_per_epoch = math.ceil(len(self.batches) / self.batch)
         self.total_steps = config.num_epochs_train * self.steps_per_epoch
         if config.max_steps:
             self.total_steps = min(self.total_steps, config.max_steps)
         self.epochs = math.ceil(self.total_steps / self.steps_per_epoch)
+        self.warmup_steps = math.ceil(self.total_steps * config.warmup_ratio)
         self.fim = self.middles = None
         if config.fim_rate:
             self.fim = FimEpochs(train_dataset, model, config.fim_rate, config.seed, self._order)
             self.middles = MiddleEvaluator(dev_dataset, model)
-        self.warmup_steps = math.ceil(self.total_steps * config.warmup_ratio)
-        self.optimizer = torch.optim.AdamW(
-            parameter_groups(model, config.weight_decay), lr=config.lr, eps=1e-6, fused=True
-        )
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
+        self.step = TrainStep(model, config)
         self.progress = Progress()
         self.stop = StopSignal()
 
@@ -115,7 +99,7 @@ class ModelTrainer:
             try:
                 if self._is_evaluated_now() and self.progress.evaluated_step != self.progress.step:
                     self._evaluate()  # which a signal had ended
-                while self.progress.step < self.total_steps and not self._stopped_early() and not self.stop.signal:
+                while not self._is_over() and not self.stop.signal:
                     self._train_epoch(bar)
             finally:
                 self.metrics.close()
@@ -123,13 +107,21 @@ class ModelTrainer:
         return self.progress.report
 
     def _begin(self) -> None:
-        last = self.run_folder / "last"
-        if self.config.restore_training and (saved := read_progress(last)) is not None:
-            self.progress, flags = saved
-            changed = self._check_flags(flags)
-            restore_checkpoint(last, self.model, self.optimizer, self.scaler)
+        """Restore the earlier run, if there is one to go on with, and prepare what needs to know where it is."""
+        last, compile = self.run_folder / "last", self.config.compile
+        saved = read_progress(last) if self.config.restore_training else None
+        if compile == "auto":  # a run that goes on computes as it did before
+            compile = saved[1].get("compile", "auto") if saved else "auto"
+        if compile == "auto":
+            compile = "on" if worth_compiling(self.model.device, self.total_steps) else "off"
+        self.step.config = replace(self.config, compile=compile)
+        flags = asdict(self.step.config) | {"batch": self.batch} | self._contents
+        if saved:
+            self.progress = saved[0]
+            changed = check_flags(self.run_folder, saved[1], flags)
+            restore_checkpoint(last, self.model, self.step.optimizer, self.step.scaler)
             logger.info("going on after step %d of %s%s", self.progress.step, last, changed)
-        if all_sum(torch.tensor(self.progress.step, device=self.device)) != self.progress.step * world_size():
+        if all_sum(torch.tensor(self.progress.step, device=self.model.device)) != self.progress.step * world_size():
             raise InputError(
                 f"{self.run_folder}: not all machines see the same saved state; put model/ on a shared disk"
             )
@@ -145,17 +137,10 @@ class ModelTrainer:
             enabled=is_main(),
         )
         self.progress.wandb_id = self.metrics.wandb_id
-        # Sums over steps stay on the device, where adding to them waits for nothing; each process has its share.
-        saved = self.progress
-        self._epoch_sums, self._recent_sums = (
-            torch.tensor(sums, dtype=torch.float64, device=self.device) * is_main()
-            for sums in ((saved.epoch_nats, saved.epoch_targets), (saved.recent_nats, saved.recent_targets))
-        )
-        self._bad_steps = torch.zeros(2, dtype=torch.int64, device=self.device)  # in a row, and since the last reading
+        self.saver = RunSaver(self.run_folder, self.step, self.config, flags)
+        self.step.prepare(self.batches, self.progress)
         self._flops_per_token = self.model.flops_per_token()
-        steps_left = self.total_steps - self.progress.step
-        self._summed_loss = prepare_step(self.model, self.batches, self.config, self.dtype, steps_left)
-        self._log_settings()
+        self._log_start()
         self._clock, self._clock_tokens = time.perf_counter(), self.progress.tokens_seen
 
     def _order(self, epoch: int) -> Tensor:
@@ -169,91 +154,46 @@ class ModelTrainer:
     def _train_epoch(self, bar: tqdm) -> None:
         """Train from the run's place in its epoch to the end of that epoch, or of the run."""
         config, progress = self.config, self.progress
-        order = self._order(progress.epoch).to(self.device)
+        order = self._order(progress.epoch).to(self.model.device)
         if self.fim:
             self.batches = self.fim.batches(progress.epoch)
         self.model.train()
-        for step_rows in order:
+        for rows in order:
             lr = config.lr * lr_factor(config.scheduler, progress.step, self.warmup_steps, self.total_steps)
-            for group in self.optimizer.param_groups:
-                group["lr"] = lr
             seed_step(config.seed, progress.step, rank())
             left = len(self.batches) - progress.epoch_step * self.batch  # an epoch's last step may be smaller
-            grad_norm = self._train_step(step_rows[: math.ceil(left / (self.batch // config.accumulation_steps))])
+            rows = rows[: math.ceil(left / (self.batch // config.accumulation_steps))]
+            grad_norm = self.step(self.batches, rows, lr)
             progress.step += 1
             progress.epoch_step += 1
             bar.update()
-            is_last = progress.step == self.total_steps
-            if progress.step % config.logging_steps == 0 or is_last:
+            if progress.step % config.logging_steps == 0 or progress.step == self.total_steps:
                 self._log_training(bar, lr, grad_norm)
             if self._is_evaluated_now():
                 self._evaluate()
             elif config.save_steps and progress.step % config.save_steps == 0:
-                self._save_state()
-            if self.stop.signal or is_last or self._stopped_early():
+                self._read_sums()
+                self._save()
+            if self.stop.signal or self._is_over():
                 return
             if self.stop.agreed():
-                self._save_state()
+                self._read_sums()
+                self._save()
                 return
         self._read_sums()
         progress.tokens_before_epoch = progress.tokens_seen
         progress.epoch += 1
         progress.epoch_step = 0
-        self._epoch_sums.zero_()
-
-    def _train_step(self, step_rows: Tensor) -> Tensor:
-        """One optimizer step over the rows [micro-batches, processes, B]; returns the gradient's norm.
-
-        The loss is the mean over all targets of the step, however they fall into micro-batches and processes. Nothing
-        here waits for the device.
-        """
-        targets = self.batches.count_targets(step_rows)
-        step_nats = torch.zeros((), device=self.device)
-        for i, rows in enumerate(step_rows):
-            ids, labels = self.batches.gather(rows[rank()])
-            with self._gradients_shared(i == len(step_rows) - 1):
-                with autocast(self.device, self.dtype):
-                    nats = self._summed_loss(ids, labels)
-                # DistributedDataParallel takes the mean over processes, where the sum is wanted. A loss that is not
-                # finite makes every gradient so, and thereby in all processes.
-                self.scaler.scale(nats * (world_size() / targets + 0 * nats.detach())).backward()
-            step_nats += nats.detach()
-        self.scaler.unscale_(self.optimizer)
-        grad_norm = clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
-        bad = ~grad_norm.isfinite()
-        if not self.scaler.is_enabled():  # which has the optimizer skip such a step by itself
-            self.optimizer.found_inf = bad.float()  # fused AdamW then leaves weights and moments as they are
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad()
-        own_targets = self.batches.count_targets(step_rows[:, rank()])
-        sums = torch.stack((step_nats, own_targets)).double().masked_fill(bad, 0)
-        self._epoch_sums += sums
-        self._recent_sums += sums
-        self._bad_steps[0] = (self._bad_steps[0] + 1) * bad
-        self._bad_steps[1] += bad
-        return grad_norm
-
-    def _gradients_shared(self, is_last: bool) -> AbstractContextManager:
-        """Gradients cross the network once an optimizer step, with its last micro-batch."""
-        return nullcontext() if is_last or world_size() == 1 else self._summed_loss.no_sync()
+        self.step.begin_epoch()
 
     def _read_sums(self) -> None:
-        """Bring the device's sums into `progress`: the one place where training waits for the device."""
-        progress = self.progress
-        sums = all_sum(torch.cat((self._epoch_sums, self._recent_sums))).tolist()
-        progress.epoch_nats, progress.epoch_targets, progress.recent_nats, progress.recent_targets = sums
-        progress.tokens_seen = progress.tokens_before_epoch + int(progress.epoch_targets)
-        in_a_row, since = self._bad_steps.tolist()
-        progress.skipped_steps += since
-        self._bad_steps[1] = 0
-        if in_a_row >= MAX_BAD_STEPS:
-            raise self._diverged(f"the loss or its gradient was not finite {in_a_row} steps in a row")
+        if (bad := self.step.read_sums(self.progress)) >= MAX_BAD_STEPS:
+            raise self._diverged(f"the loss or its gradient was not finite {bad} steps in a row")
 
     def _log_training(self, bar: tqdm, lr: float, grad_norm: Tensor) -> None:
         self._read_sums()
         progress = self.progress
-        self._recent_sums.zero_()
+        self.step.begin_recent()
         seconds, self._clock = time.perf_counter() - self._clock, time.perf_counter()
         tokens, self._clock_tokens = progress.tokens_seen - self._clock_tokens, progress.tokens_seen
         values = {
@@ -270,7 +210,7 @@ class ModelTrainer:
         bar.set_postfix_str(f"loss {values['loss_train_recent']:.3f}, {values['tokens_per_second']:,.0f} tokens/s")
 
     def _evaluate(self) -> None:
-        """Measure on dev, keep the model if it is the best so far, log, and save the state.
+        """Measure on dev, keep the model if it is the best so far, log, and save where that is due.
 
         A signal ends the measuring, which is then done first after a restart.
         """
@@ -281,7 +221,7 @@ class ModelTrainer:
         if scores is None:
             while not self.stop.agreed():  # not every process has noted the signal
                 pass
-            self._save_state()
+            self._save()
             return
         if not math.isfinite(scores["loss"]):
             raise self._diverged("the loss on dev is not finite")
@@ -289,12 +229,13 @@ class ModelTrainer:
         score = -scores[evaluator.early_stop_on]
         if score > progress.best_score:
             progress.best_score, progress.early_stop_count = score, 0
-            self._save_best(scores)
+            progress.report = self._report(scores)
+            self.saver.keep_best()
         else:
             progress.early_stop_count += 1
         values = {f"eval_{name}_dev": value for name, value in scores.items() if name not in ("loss", "tokens")}
         if self.middles:
-            values["loss_middle_dev"] = self.middles(self.model, evaluator.batch_size, self.dtype)
+            values["loss_middle_dev"] = self.middles(self.model, evaluator.batch_size, self.step.dtype)
         values |= {"loss_dev": scores["loss"], f"best_score_for_{evaluator.early_stop_on}": progress.best_score}
         self.metrics.log(values, progress.step)
         logger.info("   ***** Evaluation report *****")
@@ -304,11 +245,15 @@ class ModelTrainer:
         logger.info("  Best score (%s) = %s", evaluator.early_stop_on, progress.best_score)
         logger.info("  dev_loss = %.6f || dev_eval_scores = %s", scores["loss"], scores)
         logger.info("  train_loss = %s", progress.epoch_nats / max(progress.epoch_targets, 1))
-        self._save_state()
+        if self._is_over() or self.saver.is_due:
+            self._save()
+        else:
+            self.saver.put_best_aside()
         self._clock += time.perf_counter() - started  # tokens_per_second is of training alone
 
-    def _save_best(self, scores: dict[str, float]) -> None:
-        self.progress.report = {
+    def _report(self, scores: dict[str, float]) -> dict:
+        """What ck_report.json says of the model as it is now."""
+        return {
             "training_examples": len(self.batches),
             "evaluation_steps": self.config.evaluation_steps,
             "train_batch_size": self.batch,
@@ -320,67 +265,38 @@ class ModelTrainer:
             "tokens_seen": self.progress.tokens_seen,
             "eval_scores_on_dev": scores,
         }
-        if not is_main():
-            return
-        best = self.run_folder / "0_GPTSingleHead"
-        with one_line_when_full(best), replace_folder(best) as folder:
-            save_merged(self.model, folder)
-            progress = self.progress
-            card = model_card(self.config, scores, progress.step, progress.tokens_seen, self.model.fim_rate)
-            (folder / "README.md").write_text(card, encoding="utf-8")
-        with atomic_write(self.run_folder / "ck_report.json") as file:
-            json.dump(self.progress.report, file, indent=2)
 
-    def _save_state(self) -> None:
-        self._read_sums()
-        if not is_main():
-            return
-        self.metrics.flush()  # so that no event up to this step can be missing after a restart
-        progress = {"run": asdict(self.progress), "flags": self._settings()}
-        save_checkpoint(self.run_folder / "last", self.model, self.optimizer, self.scaler, progress)
-
-    def _settings(self) -> dict:
-        return asdict(self.config) | {"batch": self.batch} | self._contents
-
-    def _check_flags(self, saved: dict) -> str:
-        """What to say of the flags that have changed since the run was started.
-
-        Raises:
-            InputError: the run cannot go on with these.
-        """
-        saved = (now := self._settings()) | saved  # which an earlier version wrote without the newer flags
-        for name in FIXED:
-            if saved[name] != now[name]:
-                words = "a batch (per GPU x accumulation_steps x GPUs) of" if name == "batch" else f"--{name}"
-                change = f"was started with {words} {saved[name]}, not {now[name]}"
-                if name in self._contents:
-                    change = f"--dataset_name {self.config.dataset_name} has been converted anew since it was started"
-                raise InputError(f"{self.run_folder}: {change}; go on with the same, or start under another --run_name")
-        free = now.keys() - {*FIXED, "restore_training", "overwrite", "accumulation_steps", "per_gpu_train_batch_size"}
-        changed = [f"--{name} {now[name]} (was {saved[name]})" for name in sorted(free) if saved[name] != now[name]]
-        return f"; changed: {', '.join(changed)}" if changed else ""
+    def _save(self) -> None:
+        if is_main():
+            self.metrics.flush()  # so that no event up to this step can be missing after a restart
+            self.saver.save(self.progress)
 
     def _diverged(self, what: str) -> InputError:
+        if is_main():
+            self.saver.save_best(self.progress)
         report = self.progress.report
         kept = f"the best model, of step {report['saved_at_total_steps']}, is kept" if report else "no model was kept"
         return InputError(
             f"{self.run_folder}: {what} at step {self.progress.step}; {kept}; start again with a lower --lr than "
-            f"{self.config.lr:g}" + " or with --precision fp32" * (self.dtype != torch.float32)
+            f"{self.config.lr:g}" + " or with --precision fp32" * (self.step.dtype != torch.float32)
         )
 
     def _is_evaluated_now(self) -> bool:
         step = self.progress.step
         return step % self.config.evaluation_steps == 0 or step == self.total_steps
 
+    def _is_over(self) -> bool:
+        return self.progress.step >= self.total_steps or self._stopped_early()
+
     def _stopped_early(self) -> bool:
         return self.progress.early_stop_count >= self.config.early_stop
 
-    def _log_settings(self) -> None:
+    def _log_start(self) -> None:
         trainable = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         total = sum(p.numel() for p in self.model.parameters())
         logger.info("  Total params: %d", total)
         logger.info("  Trainable params: %d, non-trainable: %d", trainable, total - trainable)
-        logger.info("  Device: %s, %s", self.device, str(self.dtype).removeprefix("torch."))
+        logger.info("  Device: %s, %s", self.model.device, str(self.step.dtype).removeprefix("torch."))
         logger.info("  Num of training examples = %d", len(self.batches))
         logger.info("  Num of development examples = %d", len(self.dev_evaluator.dataset))
         logger.info("  Steps per epoch = %d, epochs = %d", self.steps_per_epoch, self.epochs)

@@ -54,10 +54,18 @@ def keep_freed_memory(keep: bool = True) -> None:
             c_library.malloc_trim(0)
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether there was too little memory. Allocators, driver, cuBLAS and cuDNN each say it differently."""
+    words = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(each in str(error) for each in words)
+    )
+
+
 def memory(device: torch.device, key: str = "VmRSS") -> int:
     """Bytes in use: of tensors on a GPU, of the process on a CPU under Linux, elsewhere 0."""
     if device.type == "cuda":
-        return torch.cuda.memory_allocated()
+        return torch.cuda.memory_allocated(device)
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.is_file() else []
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(key)), 0)
@@ -65,4 +73,4 @@ def memory(device: torch.device, key: str = "VmRSS") -> int:
 
 def peak_memory(device: torch.device) -> int:
     """The most that was in use, as `memory` counts it."""
-    return torch.cuda.max_memory_allocated() if device.type == "cuda" else memory(device, "VmHWM")
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else memory(device, "VmHWM")

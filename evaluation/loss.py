@@ -1,5 +1,6 @@
 """SingleCLMEvaluator: loss, perplexity, bits per byte and accuracy of a model on a dataset."""
 
+import functools
 import math
 import re
 from collections.abc import Callable
@@ -7,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedTokenizerFast
 
     from data import SrcCodeDataset
     from model import GPTSingleHead
@@ -20,10 +22,10 @@ class SingleCLMEvaluator:
 
     Args:
         dataset: what to measure on. The trainer sets it to its dev dataset where it is None.
-        data_tag: the name of the split, as in the logged `loss_dev`.
         early_stop_on: "perplexity" or "loss": which result the best model is chosen by.
-        batch_size: sequences per forward pass; on a GPU as many more as fit. The results do not depend on it.
-        precision: as `model.choose_dtype` takes it.
+        batch_size: sequences per forward pass; on a GPU as many more as fit, and fewer where memory is short. The
+            results do not depend on it.
+        precision: as `common.devices.choose_dtype` takes it.
         windows: measure on that many rows alone, always the same ones; 0 for all.
         pass_rate: (model, which of its problems, whether to give up) -> how many of them the model solves, and how
             many they are; as evaluation.pass_rate.PassRate.
@@ -32,7 +34,6 @@ class SingleCLMEvaluator:
     def __init__(
         self,
         dataset: "SrcCodeDataset | None" = None,
-        data_tag: str = "dev",
         early_stop_on: str = "perplexity",
         batch_size: int = 8,
         precision: str = "auto",
@@ -42,7 +43,6 @@ class SingleCLMEvaluator:
         if early_stop_on not in ("loss", "perplexity"):
             raise ValueError(f"early_stop_on has to be loss or perplexity, not {early_stop_on!r}")
         self.dataset = dataset
-        self.data_tag = data_tag
         self.early_stop_on = early_stop_on
         self.batch_size = batch_size
         self.precision = precision
@@ -69,7 +69,7 @@ class SingleCLMEvaluator:
         """
         import torch
 
-        from common.devices import autocast, choose_dtype
+        from common.devices import autocast, choose_dtype, is_out_of_memory
         from data import TokenBatches
         from training.processes import all_sum, rank, world_size
 
@@ -85,24 +85,34 @@ class SingleCLMEvaluator:
         own = slice(rank(), None, world_size())
         lengths, rows = lengths[own], rows[order][own]
         batch_size = max(self.batch_size, fitting_windows(model, longest))
-        widths = lengths[::batch_size].tolist()
-        bytes_of = token_bytes(model).to(device)
+        widths = lengths.tolist()
+        bytes_of = token_bytes(model.tokenizer, model.vocabulary_size).to(device)
+
+        def measure(rows: "torch.Tensor", width: int) -> "torch.Tensor":
+            """Sums over a batch, [5] float64."""
+            ids, labels = (values[:, :width] for values in batches.gather(rows))
+            nats, hits = model.scores(ids, labels)  # [B, width - 1]
+            targets = labels[:, 1:]
+            target_bytes = bytes_of[targets.clamp(min=0)] * (targets >= 0)
+            values = nats, targets >= 0, nats * (target_bytes > 0), target_bytes, hits
+            return torch.stack([value.sum(dtype=torch.float64) for value in values])
+
         sums = torch.zeros(5, dtype=torch.float64, device=device)
         gave_up = torch.zeros(1, dtype=torch.float64, device=device)
-        was_training = model.training
+        was_training, start = model.training, 0
         model.eval()
         with torch.inference_mode(), autocast(device, dtype):  # which keeps the weights that it has cast to the end
-            for i, width in enumerate(widths):
+            while start < len(rows):
                 if interrupted():
                     gave_up += 1
                     break
-                ids, labels = batches.gather(rows[i * batch_size : (i + 1) * batch_size])
-                ids, labels = ids[:, :width], labels[:, :width]
-                nats, hits = model.scores(ids, labels)  # [B, width - 1]
-                targets = labels[:, 1:]
-                target_bytes = bytes_of[targets.clamp(min=0)] * (targets >= 0)
-                values = nats, targets >= 0, nats * (target_bytes > 0), target_bytes, hits
-                sums += torch.stack([value.sum(dtype=torch.float64) for value in values])
+                try:
+                    sums += measure(rows[start : start + batch_size], widths[start])
+                    start += batch_size
+                except (MemoryError, RuntimeError) as error:
+                    if batch_size == 1 or not is_out_of_memory(error):
+                        raise
+                    batch_size //= 2
         model.train(was_training)
         solved = torch.zeros(2, dtype=torch.float64, device=device)  # and how many problems there were
         if self.pass_rate:
@@ -139,19 +149,20 @@ def fitting_windows(model: "GPTSingleHead", length: int) -> int:
     return min(256, torch.cuda.mem_get_info(model.device)[0] // 4 // (4 * floats * length))
 
 
-def token_bytes(model: "GPTSingleHead") -> "torch.Tensor":
+@functools.lru_cache(maxsize=1)
+def token_bytes(tokenizer: "PreTrainedTokenizerFast", vocabulary_size: int) -> "torch.Tensor":
     """Bytes of text that each token id stands for, inside a text; [vocabulary] int64, 0 for control words."""
     import torch
 
-    tokenizer = model.tokenizer.backend_tokenizer
+    special_ids, tokenizer = tokenizer.all_special_ids, tokenizer.backend_tokenizer
     words = {token: word for word, token in tokenizer.get_vocab().items()}
     if "ByteLevel" in str(tokenizer.decoder):  # there, one character of a token is one byte
         sizes = {token: len(word) for token, word in words.items()}
-    else:  # others may drop a space where a text begins, so each token is read behind another one
+    else:  # others may drop a space where a text begins, so each token is read after another one
         first = tokenizer.encode("x", add_special_tokens=False).ids
         texts = tokenizer.decode_batch([[*first, token] for token in words], skip_special_tokens=False)
         before = len(tokenizer.decode(first, skip_special_tokens=False).encode())
         sizes = {token: len(text.encode()) - before for token, text in zip(words, texts, strict=True)}
         sizes |= {token: 1 for token, word in words.items() if BYTE.fullmatch(word)}  # of a character in several
-    sizes |= dict.fromkeys(model.tokenizer.all_special_ids, 0)
-    return torch.tensor([sizes.get(token, 0) for token in range(model.vocabulary_size)])
+    sizes |= dict.fromkeys(special_ids, 0)
+    return torch.tensor([sizes.get(token, 0) for token in range(vocabulary_size)])

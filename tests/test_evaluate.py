@@ -63,8 +63,8 @@ def test_bytes_of_tokens_are_those_of_the_text(model):
     from evaluation.loss import token_bytes
 
     text = "def größe(x):\n\treturn '✓' + x  # 東京\n"
-    assert token_bytes(model)[model.tokenize(text)].sum() == len(text.encode())
-    assert token_bytes(model)[model.tokenizer.all_special_ids].sum() == 0
+    assert token_bytes(model.tokenizer, model.vocabulary_size)[model.tokenize(text)].sum() == len(text.encode())
+    assert token_bytes(model.tokenizer, model.vocabulary_size)[model.tokenizer.all_special_ids].sum() == 0
 
 
 def test_command_prints_a_table_and_writes_json(project, model, tmp_path):

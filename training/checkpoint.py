@@ -2,23 +2,31 @@
 
 import json
 import math
+import os
+import shutil
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from common.command import InputError
-from common.files import replace_folder
+from common.files import atomic_write, replace_folder
 from common.json_files import read_json
-from training.lora import ADAPTER, has_lora, save_adapter
+from training.config import TrainConfig
+from training.lora import ADAPTER, has_lora, save_adapter, save_merged
+from training.model_card import model_card
+from training.processes import is_main
 
 if TYPE_CHECKING:
     from model import GPTSingleHead
+    from training.step import TrainStep
 
 
 Count = Annotated[int, range(2**63)]
@@ -52,6 +60,13 @@ class Progress:
     wandb_id: str | None = None
 
 
+SAVE_SHARE = 20  # saving takes at most one part in so many of a run's time, unless --save_steps asks for more
+# What a run can only go on with as it was started: its model, and what decides which windows a step sees.
+# "batch" is that of an optimizer step over all processes; how it is divided may change.
+FIXED = ("model_select", "dataset_name", "train_data", "dev_data", "seed", "fim_rate", "batch", "max_seq_length")
+FIXED += ("lora_r", "lora_alpha")
+
+
 class Saved(TypedDict):
     run: TypedDict("Run", {field.name: field.type for field in fields(Progress)})
     flags: dict
@@ -64,12 +79,90 @@ class State(TypedDict):
     scaler: dict[str, float]
 
 
+class RunSaver:
+    """Writes a run's best model and its state. The best one is kept in memory until it is written.
+
+    On a fast GPU two evaluations may be closer to each other than it takes to write a gigabyte. So not every evaluation
+    is followed by a save.
+
+    Args:
+        folder: the run's.
+        step: whose model, optimizer and scaler are saved.
+        flags: the settings that a restart is checked against.
+    """
+
+    def __init__(self, folder: Path, step: "TrainStep", config: TrainConfig, flags: dict):
+        self.folder, self._step, self._config, self._flags = folder, step, config, flags
+        self._best: list[torch.Tensor] | None = None  # the best model's parameters, as long as they are not written
+        self._best_is_now = False  # whether the best model's parameters are those of the model
+        self._next = 0.0
+
+    @property
+    def is_due(self) -> bool:
+        return time.monotonic() >= self._next
+
+    def keep_best(self) -> None:
+        """Note that the model is the best so far. It has to be saved, or put aside, before the next step changes it."""
+        self._best_is_now, self._best = is_main(), None
+
+    def put_best_aside(self) -> None:
+        if self._best_is_now:
+            self._best = [parameter.detach().clone() for parameter in self._trained()]
+        self._best_is_now = False
+
+    def save(self, progress: Progress) -> None:
+        """Write the best model, if it is not written yet, and the state.
+
+        Raises:
+            InputError: the disk is full or may not be written to; what was saved before is kept.
+        """
+        began = time.monotonic()
+        best_is_now = self._best_is_now
+        self.save_best(progress)
+        step, state = self._step, {"run": asdict(progress), "flags": self._flags}
+        weights = self.folder / "0_GPTSingleHead" if best_is_now else None
+        save_checkpoint(self.folder / "last", step.model, step.optimizer, step.scaler, state, weights)
+        ended = time.monotonic()
+        self._next = ended + SAVE_SHARE * (ended - began)
+
+    def save_best(self, progress: Progress) -> None:
+        if self._best is not None:
+            self._exchange()
+        try:
+            if self._best_is_now or self._best is not None:
+                _write_best(self.folder, self._step.model, self._config, progress.report)
+        finally:
+            if self._best is not None:
+                self._exchange()
+        self._best_is_now, self._best = False, None
+
+    def _exchange(self) -> None:
+        for parameter, kept in zip(self._trained(), self._best, strict=True):
+            parameter.data, kept.data = kept.data, parameter.data
+
+    def _trained(self) -> list[nn.Parameter]:
+        return [parameter for parameter in self._step.model.parameters() if parameter.requires_grad]
+
+
+def _write_best(folder: Path, model: "GPTSingleHead", config: TrainConfig, report: dict) -> None:
+    best = folder / "0_GPTSingleHead"
+    with one_line_when_full(best), replace_folder(best) as new:
+        save_merged(model, new)
+        scores, step = report["eval_scores_on_dev"], report["saved_at_total_steps"]
+        (new / "README.md").write_text(
+            model_card(config, scores, step, report["tokens_seen"], model.fim_rate), encoding="utf-8"
+        )
+    with atomic_write(folder / "ck_report.json") as file:
+        json.dump(report, file, indent=2)
+
+
 def save_checkpoint(
     folder: Path,
     model: "GPTSingleHead",
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     progress: dict,
+    same_weights: Path | None = None,
 ) -> None:
     """Replace `folder` by one that holds everything an exact restart needs.
 
@@ -79,17 +172,30 @@ def save_checkpoint(
         folder: `<run folder>/last`; holds a saved model (of one with LoRA the adapter alone), optimizer.safetensors and
             state.json.
         progress: JSON values that tell how far the run is, with the flags it was started with.
+        same_weights: a folder that `model.save` has just written. Its files are used again instead of being written a
+            second time; the weights become one file with two names where the disk can do that.
     Raises:
         InputError: the disk is full or may not be written to; what was saved before is kept.
     """
     with one_line_when_full(folder), replace_folder(folder) as new:
         if has_lora(model):
             save_adapter(model, new / ADAPTER)
+        elif same_weights:
+            ignored = shutil.ignore_patterns("README.md")
+            shutil.copytree(same_weights, new, ignore=ignored, copy_function=_link_weights, dirs_exist_ok=True)
         else:
             model.save(new)
         save_file(_optimizer_tensors(model, optimizer), new / "optimizer.safetensors")
         state = {"progress": progress, "scaler": scaler.state_dict()}
         (new / "state.json").write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
+
+
+def _link_weights(source: str, target: str) -> None:
+    if source.endswith(".safetensors"):
+        with suppress(OSError):  # as on a network disk
+            os.link(source, target)
+            return
+    shutil.copy(source, target)
 
 
 @contextmanager
@@ -114,6 +220,25 @@ def read_progress(folder: Path) -> tuple[Progress, dict] | None:
         return None
     saved = _read_state(folder)["progress"]
     return Progress(**{field.name: saved["run"][field.name] for field in fields(Progress)}), saved["flags"]
+
+
+def check_flags(run_folder: Path, saved: dict, now: dict) -> str:
+    """What to say of the flags that have changed since the run was started.
+
+    Raises:
+        InputError: the run cannot go on with these.
+    """
+    saved = now | saved  # which an earlier version wrote without the newer flags
+    for name in FIXED:
+        if saved[name] != now[name]:
+            words = "a batch (per GPU x accumulation_steps x GPUs) of" if name == "batch" else f"--{name}"
+            change = f"was started with {words} {saved[name]}, not {now[name]}"
+            if name in ("train_data", "dev_data"):
+                change = f"--dataset_name {now['dataset_name']} has been converted anew since it was started"
+            raise InputError(f"{run_folder}: {change}; go on with the same, or start under another --run_name")
+    free = now.keys() - {*FIXED, "restore_training", "overwrite", "accumulation_steps", "per_gpu_train_batch_size"}
+    changed = [f"--{name} {now[name]} (was {saved[name]})" for name in sorted(free) if saved[name] != now[name]]
+    return f"; changed: {', '.join(changed)}" if changed else ""
 
 
 def restore_checkpoint(

@@ -1,20 +1,188 @@
-"""What a step computes: the summed loss of a micro-batch, compiled and distributed; what of the weights decays."""
+"""One optimizer step: the loss of its micro-batches, the gradient, clipping and AdamW, compiled and distributed."""
 
 import logging
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from common.command import first_line
-from common.devices import autocast
+from common.devices import autocast, choose_dtype, is_out_of_memory
 from common.loss import next_token_nats
 from data import TokenBatches
 from model import GPTSingleHead, flat_pairs, token_nats
+from training.checkpoint import Progress
 from training.config import TrainConfig
-from training.processes import world_size
+from training.processes import all_sum, is_main, rank, world_size
 
 logger = logging.getLogger(__name__)
+
+STEPS_WORTH_COMPILING = 1000  # on a GPU, where compiling takes about a minute
+
+
+class TrainStep:
+    """Makes optimizer steps on a model. Nothing in a step waits for the device; `read_sums` does.
+
+    Args:
+        model: on the device to train on.
+        config: batch size, precision, learning rate, weight decay, clipping and compilation.
+
+    Attributes:
+        dtype: of the matrix products.
+        optimizer, scaler: what a restart needs besides the weights.
+    """
+
+    def __init__(self, model: GPTSingleHead, config: TrainConfig):
+        self.model, self.config = model, config
+        self.dtype = choose_dtype(config.precision, model.device)
+        groups = parameter_groups(model, config.weight_decay)
+        self.optimizer = torch.optim.AdamW(groups, lr=config.lr, eps=1e-6, fused=True)
+        self.scaler = torch.amp.GradScaler(model.device.type, enabled=self.dtype == torch.float16)
+        self._summed_loss: nn.Module = SummedLoss(model)
+        self._set_sums(Progress())
+
+    def prepare(self, batches: TokenBatches, progress: Progress) -> None:
+        """Go on from `progress`; distribute the loss and, if asked, compile it, tried on rows of `batches`."""
+        self._set_sums(progress)
+        loss = SummedLoss(self.model)
+        self._summed_loss = distributed(loss)
+        if self.config.compile == "on":
+            loss.set_compile_mode(self._compile_mode())
+            if not self._works(batches):
+                loss.set_compile_mode(None)
+
+    def __call__(self, batches: TokenBatches, rows: Tensor, lr: float) -> Tensor:
+        """One step over the rows [micro-batches, processes, B] of `batches`; returns the gradient's norm, a scalar.
+
+        The loss is the mean over all targets of the step, however they fall into micro-batches and processes. A step
+        whose gradient is not finite changes no weights.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        targets = batches.count_targets(rows)
+        step_nats = torch.zeros((), device=rows.device)
+        for i, micro_batch in enumerate(rows):
+            ids, labels = batches.gather(micro_batch[rank()])
+            with self._gradients_shared(i == len(rows) - 1):
+                with autocast(rows.device, self.dtype):
+                    nats = self._summed_loss(ids, labels)
+                # DistributedDataParallel takes the mean over processes, but the sum is wanted. A loss that is not
+                # finite makes every gradient so, and thereby in all processes.
+                self.scaler.scale(nats * (world_size() / targets + 0 * nats.detach())).backward()
+            step_nats += nats.detach()
+        self.scaler.unscale_(self.optimizer)
+        norm = self._update_weights()
+        own_targets = batches.count_targets(rows[:, rank()])
+        bad = ~norm.isfinite()
+        sums = torch.stack((step_nats, own_targets)).double().masked_fill(bad, 0)
+        self._epoch_sums += sums
+        self._recent_sums += sums
+        self._bad_steps[0] = (self._bad_steps[0] + 1) * bad
+        self._bad_steps[1] += bad
+        return norm
+
+    def _update_weights(self) -> Tensor:
+        """Clip the gradient and step; returns the gradient's norm.
+
+        Fused AdamW divides by `grad_scale` as it reads the gradient, so that clipping takes no pass of its own, and
+        leaves weights and moments as they are where `found_inf` is 1.
+        """
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        self.optimizer.grad_scale = (norm / self.config.max_grad_norm).clamp(min=1)
+        if not self.scaler.is_enabled():  # which notes by itself what is not finite
+            self.optimizer.found_inf = (~norm.isfinite()).float()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad()
+        return norm
+
+    def _gradients_shared(self, is_last: bool) -> AbstractContextManager:
+        """Gradients cross the network once an optimizer step, with its last micro-batch."""
+        return nullcontext() if is_last or world_size() == 1 else self._summed_loss.no_sync()
+
+    def _set_sums(self, progress: Progress) -> None:
+        """Sums over steps stay on the device, where adding to them waits for nothing; each process has its share."""
+        device = self.model.device
+        self._epoch_sums, self._recent_sums = (
+            torch.tensor(sums, dtype=torch.float64, device=device) * is_main()
+            for sums in ((progress.epoch_nats, progress.epoch_targets), (progress.recent_nats, progress.recent_targets))
+        )
+        self._bad_steps = torch.zeros(2, dtype=torch.int64, device=device)  # in a row, and since the last reading
+
+    def read_sums(self, progress: Progress) -> int:
+        """Bring the sums of all processes into `progress`; returns how many steps in a row were not finite.
+
+        The one place where training waits for the device.
+        """
+        sums = all_sum(torch.cat((self._epoch_sums, self._recent_sums))).tolist()
+        progress.epoch_nats, progress.epoch_targets, progress.recent_nats, progress.recent_targets = sums
+        progress.tokens_seen = progress.tokens_before_epoch + int(progress.epoch_targets)
+        in_a_row, since = self._bad_steps.tolist()
+        progress.skipped_steps += since
+        self._bad_steps[1] = 0
+        return in_a_row
+
+    def begin_epoch(self) -> None:
+        self._epoch_sums.zero_()
+
+    def begin_recent(self) -> None:
+        self._recent_sums.zero_()
+
+    def _compile_mode(self) -> str:
+        # The kernels of a small batch are done sooner than they can be launched one by one, so CUDA graphs launch them
+        # together. Their outputs, gradients among them, hold until the next pass alone.
+        config = self.config
+        is_small = config.per_gpu_train_batch_size * config.max_seq_length <= 8192
+        as_graph = self.model.device.type == "cuda" and is_small and config.accumulation_steps == world_size() == 1
+        logger.info("  compiling the model%s", ", with CUDA graphs" if as_graph else "")
+        return "reduce-overhead" if as_graph else "default"
+
+    def _works(self, batches: TokenBatches) -> bool:
+        """Whether the compiled loss can be computed in all processes; tries one batch, which changes nothing.
+
+        It is tried through DistributedDataParallel: where torch.compile sees that, it cuts the graph so that gradients
+        cross the network during the backward pass.
+        """
+        device = self.model.device
+        ids, labels = batches.gather(torch.zeros(self.config.per_gpu_train_batch_size, dtype=torch.long, device=device))
+        self.model.train()
+        failures = torch.zeros((), device=device)
+        try:
+            for _ in range(3):  # a CUDA graph is recorded in the second pass
+                with self._gradients_shared(False):
+                    with autocast(device, self.dtype):
+                        nats = self._summed_loss(ids, labels)
+                    nats.backward()
+                self.model.zero_grad()
+        except Exception as error:  # of many kinds: no compiler, a broken one, an unknown GPU
+            if is_out_of_memory(error):
+                raise
+            logger.warning("  not compiled, so slower (%s)", first_line(error))
+            failures += 1
+        self.model.zero_grad()
+        return not all_sum(failures)
+
+
+class SummedLoss(nn.Module):
+    """Summed loss of a micro-batch ids, labels [B, T]: scalar, float32, in nats."""
+
+    def __init__(self, model: GPTSingleHead):
+        super().__init__()
+        self.model = model
+        self.set_compile_mode(None)
+
+    def set_compile_mode(self, mode: str | None) -> None:
+        """Compile what comes before the last layer in this mode of torch.compile; None: not at all."""
+        body = self.model.hidden_states if self.model.has_plain_head else self.model.logits
+        self._body = torch.compile(body, dynamic=False, mode=mode) if mode else body
+
+    def forward(self, ids: Tensor, labels: Tensor) -> Tensor:
+        if not self.model.has_plain_head:
+            return token_nats(self._body(ids), labels).sum()
+        hidden, targets = flat_pairs(self._body(ids), labels)
+        return next_token_nats(hidden, self.model.gpt.lm_head.weight, targets)
 
 
 def parameter_groups(model: GPTSingleHead, weight_decay: float) -> list[dict]:
@@ -26,72 +194,16 @@ def parameter_groups(model: GPTSingleHead, weight_decay: float) -> list[dict]:
     ]
 
 
-class SummedLoss(nn.Module):
-    """Summed loss of a micro-batch ids, labels [B, T]: scalar, float32, in nats.
-
-    Args:
-        compile_mode: a mode of torch.compile, for what comes before the last layer; None leaves it as it is.
-    """
-
-    def __init__(self, model: GPTSingleHead, compile_mode: str | None = None):
-        super().__init__()
-        self.model = model
-        body = model.hidden_states if model.has_plain_head else model.logits
-        self._body = torch.compile(body, dynamic=False, mode=compile_mode) if compile_mode else body
-
-    def forward(self, ids: Tensor, labels: Tensor) -> Tensor:
-        if not self.model.has_plain_head:
-            return token_nats(self._body(ids), labels).sum()
-        hidden, targets = flat_pairs(self._body(ids), labels)
-        return next_token_nats(hidden, self.model.gpt.lm_head.weight, targets)
-
-
-def prepare_step(
-    model: GPTSingleHead, batches: TokenBatches, config: TrainConfig, dtype: torch.dtype, steps_left: int
-) -> nn.Module:
-    """The summed loss of `model`, as a function of ids and labels [B, T], compiled and distributed as asked.
-
-    Args:
-        dtype: of the matrix products.
-        steps_left: how many optimizer steps are to repay a compilation.
-    """
-    nats = None
-    if worth_compiling(config, model.device, steps_left):
-        nats = compiled(model, batches, config, dtype)
-    nats = nats or SummedLoss(model)
+def distributed(loss: SummedLoss) -> nn.Module:
     if world_size() == 1:
-        return nats
-    devices = [model.device] if model.device.type == "cuda" else None
-    return DistributedDataParallel(nats, device_ids=devices, gradient_as_bucket_view=True)
+        return loss
+    devices = [loss.model.device] if loss.model.device.type == "cuda" else None
+    return DistributedDataParallel(loss, device_ids=devices, gradient_as_bucket_view=True)
 
 
-def worth_compiling(config: TrainConfig, device: torch.device, steps_left: int) -> bool:
-    """On a CPU nothing is gained (README); on a GPU it takes about a minute."""
-    if config.compile != "auto":
-        return config.compile == "on"
-    return device.type == "cuda" and steps_left >= 1000
+def worth_compiling(device: torch.device, total_steps: int) -> bool:
+    """What `--compile auto` means. Not on a CPU, where compiled steps are no faster (docs/measurements.md).
 
-
-def compiled(model: GPTSingleHead, batches: TokenBatches, config: TrainConfig, dtype: torch.dtype) -> SummedLoss | None:
-    """The compiled summed loss, tried out on one batch, which changes nothing; None where it fails."""
-    # The kernels of a small batch are done sooner than they can be launched one by one, so CUDA graphs launch them
-    # together. Their outputs, gradients among them, hold until the next pass alone.
-    is_small = config.per_gpu_train_batch_size * config.max_seq_length <= 8192
-    as_graph = model.device.type == "cuda" and is_small and config.accumulation_steps == world_size() == 1
-    logger.info("  compiling the model%s", ", with CUDA graphs" if as_graph else "")
-    nats = SummedLoss(model, "reduce-overhead" if as_graph else "default")
-    ids, labels = batches.gather(torch.zeros(config.per_gpu_train_batch_size, dtype=int, device=model.device))
-    model.train()
-    try:
-        for _ in range(3):  # a CUDA graph is recorded in the second pass
-            with autocast(model.device, dtype):
-                loss = nats(ids, labels)
-            loss.backward()
-            model.zero_grad()
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # of many kinds: no compiler, a broken one, an unknown GPU
-        model.zero_grad()
-        logger.warning("  not compiled, so slower (%s)", first_line(error))
-        return None
-    return nats
+    All steps of the run count, not those that are left: a restart must not change how the rest is computed.
+    """
+    return device.type == "cuda" and total_steps >= STEPS_WORTH_COMPILING

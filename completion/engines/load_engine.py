@@ -59,11 +59,11 @@ def _in_pytorch(folder: Path, precision: str) -> Engine:
     gc.disable()  # none of the objects that importing makes is garbage: to look for it, now and at exit, costs a second
     from common.devices import choose_device, choose_dtype
     from completion.engines.torch_engine import TorchEngine
-    from model import GPTSingleHead, fuse_activations
+    from model import GPTSingleHead, use_fast_kernels
 
     device = choose_device()
     model = GPTSingleHead.load(folder).eval().requires_grad_(False).to(device)
-    fuse_activations(model.gpt)
+    use_fast_kernels(model.gpt)
     model.gpt.to(choose_dtype(precision, device))
     gc.freeze()
     gc.enable()

@@ -8,13 +8,14 @@ import sys
 
 import pytest
 import torch
+from conftest import scalars
 from safetensors.torch import load_file, save_file
 
 import train
 from common import files
 from common.command import InputError
 from model import GPTSingleHead
-from training import processes
+from training import checkpoint, processes
 from training.processes import StopSignal
 
 
@@ -203,3 +204,35 @@ def test_a_second_signal_stops_at_once(numbers):
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def test_a_run_that_ended_while_this_one_waited_for_it_is_not_deleted(command, monkeypatch):
+    run = command("first")
+    before = (run / "last" / "state.json").read_bytes()
+    monkeypatch.setattr(train, "check_free", lambda *_: None)  # as if the first had ended after the check
+    with pytest.raises(InputError, match="holds an earlier run"):
+        command("first")
+    assert (run / "last" / "state.json").read_bytes() == before
+
+
+def test_evaluations_that_follow_closely_are_not_all_saved_but_the_best_model_is_kept(command, monkeypatch):
+    monkeypatch.setattr(checkpoint, "SAVE_SHARE", 10**6)
+    written = []
+    write_best = checkpoint._write_best
+
+    def note(folder, model, config, report):
+        written.append(report["saved_at_total_steps"])
+        write_best(folder, model, config, report)
+
+    monkeypatch.setattr(checkpoint, "_write_best", note)
+    flags = ("--max_steps", 5, "--evaluation_steps", 1, "--lr", 0.3, "--scheduler", "constantlr")
+    run = command("seldom_saved", *flags, "--logging_steps", 1)
+    perplexities = scalars(run)["eval_perplexity_dev"]
+    best = min(perplexities, key=perplexities.get)
+    assert 1 < best < 5  # so that it was put aside, and the steps after it have changed the model
+    assert written == [1, best]
+    kept, last = (load_file(run / name / "model.safetensors") for name in ("0_GPTSingleHead", "last"))
+    assert any(not torch.equal(kept[name], last[name]) for name in kept)
+    monkeypatch.setattr(checkpoint, "SAVE_SHARE", 0)
+    expected = load_file(command("often_saved", *flags) / "0_GPTSingleHead" / "model.safetensors")
+    assert all(torch.equal(kept[name], expected[name]) for name in expected)
