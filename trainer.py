@@ -137,7 +137,7 @@ class ModelTrainer:
             enabled=is_main(),
         )
         self.progress.wandb_id = self.metrics.wandb_id
-        self.saver = RunSaver(self.run_folder, self.step, self.config, flags)
+        self.saver = RunSaver(self.run_folder, self.model, self.step.optimizer, self.step.scaler, self.config, flags)
         self.step.prepare(self.batches, self.progress)
         self._flops_per_token = self.model.flops_per_token()
         self._log_start()

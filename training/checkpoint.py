@@ -26,7 +26,6 @@ from training.processes import is_main
 
 if TYPE_CHECKING:
     from model import GPTSingleHead
-    from training.step import TrainStep
 
 
 Count = Annotated[int, range(2**63)]
@@ -87,12 +86,20 @@ class RunSaver:
 
     Args:
         folder: the run's.
-        step: whose model, optimizer and scaler are saved.
         flags: the settings that a restart is checked against.
     """
 
-    def __init__(self, folder: Path, step: "TrainStep", config: TrainConfig, flags: dict):
-        self.folder, self._step, self._config, self._flags = folder, step, config, flags
+    def __init__(
+        self,
+        folder: Path,
+        model: "GPTSingleHead",
+        optimizer: torch.optim.Optimizer,
+        scaler: torch.amp.GradScaler,
+        config: TrainConfig,
+        flags: dict,
+    ):
+        self.folder, self._model, self._optimizer, self._scaler = folder, model, optimizer, scaler
+        self._config, self._flags = config, flags
         self._best: list[torch.Tensor] | None = None  # the best model's parameters, as long as they are not written
         self._best_is_now = False  # whether the best model's parameters are those of the model
         self._next = 0.0
@@ -119,9 +126,9 @@ class RunSaver:
         began = time.monotonic()
         best_is_now = self._best_is_now
         self.save_best(progress)
-        step, state = self._step, {"run": asdict(progress), "flags": self._flags}
+        state = {"run": asdict(progress), "flags": self._flags}
         weights = self.folder / "0_GPTSingleHead" if best_is_now else None
-        save_checkpoint(self.folder / "last", step.model, step.optimizer, step.scaler, state, weights)
+        save_checkpoint(self.folder / "last", self._model, self._optimizer, self._scaler, state, weights)
         ended = time.monotonic()
         self._next = ended + SAVE_SHARE * (ended - began)
 
@@ -130,7 +137,7 @@ class RunSaver:
             self._exchange()
         try:
             if self._best_is_now or self._best is not None:
-                _write_best(self.folder, self._step.model, self._config, progress.report)
+                _write_best(self.folder, self._model, self._config, progress.report)
         finally:
             if self._best is not None:
                 self._exchange()
@@ -141,7 +148,7 @@ class RunSaver:
             parameter.data, kept.data = kept.data, parameter.data
 
     def _trained(self) -> list[nn.Parameter]:
-        return [parameter for parameter in self._step.model.parameters() if parameter.requires_grad]
+        return [parameter for parameter in self._model.parameters() if parameter.requires_grad]
 
 
 def _write_best(folder: Path, model: "GPTSingleHead", config: TrainConfig, report: dict) -> None:
