@@ -149,13 +149,13 @@ def evaluate_infill(flags: EvaluateFlags) -> None:
     from common.source_code import read_source
     from completion.engines.load_engine import load_engine
     from dataset.format import read_meta
-    from dataset.problems import split_sources
+    from dataset.splits import split_sources
     from evaluation.infill import choose_spans, infill_table, measure
 
     dev_file = dataset_file(flags.dataset_name, "dev")
     engine = load_engine(flags.model_path, flags.precision)
     meta = read_meta(dev_file.parent)
-    held_out, _ = split_sources(meta, dev_file, load_tokenizer(meta["flags"]["tokenizer"]))
+    held_out, _ = split_sources(meta, dev_file.parent, load_tokenizer(meta["flags"]["tokenizer"]))
     spans = choose_spans([(file.path, read_source(file.file)) for file in held_out], int(flags.infill), flags.seed)
     results = {
         "with suffix": measure(engine, spans, use_suffix=True),

@@ -246,12 +246,13 @@ def frequent_tokens(files: list[SourceFile]) -> list[FrequentToken]:
 def describe_sources(
     names: Sequence[str], files: list[SourceFile], skipped: list[SkippedFile], left_out: list[SkippedFile]
 ) -> list[dict[str, Any]]:
-    """Each source's name, version, files with their number of tokens, and with reasons what is not among them."""
+    """Of each source: its name, version, files with their number of tokens, and what was left out, with the reason."""
     described = {
         name: {
             "source": name,
             "version": source_version(name),
             "files": {},
+            "dev_files": [],
             "skipped": {},
             "left_out": {},
         }
@@ -259,6 +260,8 @@ def describe_sources(
     }
     for file in files:
         described[file.source]["files"][file.path] = len(file.ids)
+        if file.in_dev.all():
+            described[file.source]["dev_files"].append(file.path)
     for part, skipped_files in (("skipped", skipped), ("left_out", left_out)):
         for file in skipped_files:
             described[file.source][part][file.path] = file.reason

@@ -46,7 +46,10 @@ def _rows(file: "SourceFile", windows: slice, segment_len: int) -> list[bytes]:
 
 # ---- meta.json ------------------------------------------------------------------------------------------------------
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
+
+
+SplitBy = Annotated[str, ("file", "folder", "segment")]
 
 
 class MadeWith(TypedDict):
@@ -69,9 +72,15 @@ class Counts(TypedDict):
 
 
 class Flags(TypedDict):
-    segment_len: Count
-    stride: Count
-    split_by: str
+    """Those of convert.py that are needed again."""
+
+    segment_len: Annotated[int, range(1, 2**31)]
+    stride: Annotated[int, range(1, 2**31)]
+    source: list[str]
+    include_ignored: bool
+    whole_files: bool
+    tokenizer: str
+    split_by: SplitBy
 
 
 class FrequentToken(TypedDict):
@@ -80,7 +89,9 @@ class FrequentToken(TypedDict):
 
 
 class Source(TypedDict):
+    source: str  # as the user named it
     files: dict[str, Count]  # path -> tokens
+    dev_files: list[str]  # those of them that are wholly in dev
     skipped: dict[str, str]  # path -> reason
 
 
@@ -89,7 +100,7 @@ class Meta(TypedDict):
     flags: Flags
     tokenizer: MadeWith
     languages: dict[str, dict[str, Counts]]
-    contamination: dict[str, dict[str, float | None]]  # split -> n -> share of dev's n-grams that stand in train
+    contamination: dict[str, dict[str, float | None]]  # split -> n -> share of dev's n-grams that occur in train
     duplicate_files: Count
     frequent_tokens: list[FrequentToken]  # in the source files, the most frequent first
     sources: list[Source]
@@ -99,8 +110,12 @@ class _OnlyTokenizer(TypedDict):
     tokenizer: MadeWith
 
 
-class _OnlyFlags(TypedDict):
-    flags: Flags
+class _SplitFlag(TypedDict):
+    split_by: SplitBy
+
+
+class _OnlySplit(TypedDict):
+    flags: _SplitFlag
 
 
 _CONVERT_AGAIN = "run dataset/convert.py again"
@@ -113,7 +128,9 @@ def read_meta(folder: Path) -> Meta:
         InputError: there is none, or it is not as convert.py writes it today.
     """
     meta = read_json(folder / "meta.json", Meta, _CONVERT_AGAIN)
-    if meta["flags"]["split_by"] not in meta["contamination"] or not any(source["files"] for source in meta["sources"]):
+    names = {source["source"] for source in meta["sources"]}
+    fits = meta["flags"]["split_by"] in meta["contamination"] and names <= {*meta["flags"]["source"]}
+    if not fits or not any(source["files"] for source in meta["sources"]):
         raise InputError(f"{folder / 'meta.json'}: its parts do not fit together; {_CONVERT_AGAIN}")
     return meta
 
@@ -134,7 +151,7 @@ def read_split(folder: Path) -> str:
     Raises:
         InputError: as `read_tokenizer`, or there is no meta.json.
     """
-    return read_json(folder / "meta.json", _OnlyFlags, _CONVERT_AGAIN)["flags"]["split_by"]
+    return read_json(folder / "meta.json", _OnlySplit, _CONVERT_AGAIN)["flags"]["split_by"]
 
 
 def counts_table(languages: dict[str, dict[str, Counts]]) -> str:

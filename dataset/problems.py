@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from common.command import Flags, InputError, flag, folder_name, output_file, parse_flags, run_command
 from common.files import atomic_write, dataset_file
-from common.model_files import fingerprint, load_tokenizer
+from common.model_files import load_tokenizer
 from dataset.doctests import Cut, cut_problems
 from dataset.format import read_meta
-from dataset.sources import SourceFile, find_sources, read_text
-from dataset.windows import tokenize_files
+from dataset.sources import SourceFile, read_text
+from dataset.splits import split_sources
 from sandbox.problem_file import Problem
 from sandbox.running import Judge, in_parallel
 
@@ -51,17 +51,13 @@ def main() -> None:
     config = parse_flags(ProblemsConfig, __doc__)
     dev_file = dataset_file(config.dataset_name, "dev")
     meta = read_meta(dev_file.parent)
-    if meta["flags"]["split_by"] == "segment":
-        raise InputError(
-            f"{dev_file.parent}: split by segment, so train holds parts of every source; convert with --split_by file"
-        )
     output = Path(config.output or dev_file.parents[1] / "problems.jsonl")
     try:
         output_file()(str(output))
     except ValueError as error:
         raise InputError(f"{output}: {error}; name another file with --output") from None
     tokenizer = load_tokenizer(meta["flags"]["tokenizer"])
-    held_out, train = split_sources(meta, dev_file, tokenizer)
+    held_out, train = split_sources(meta, dev_file.parent, tokenizer)
     judge = Judge(config.allow_weak_sandbox)
     print(f"the sources' functions are run on this machine, in a sandbox of level {judge.level}")
 
@@ -94,32 +90,6 @@ def main() -> None:
     print(
         f"of a solution's {NGRAM}-grams stand in train: {counts['solution_in_train']['mean']:.1%} in the mean, "
         f"more than half in {counts['solution_in_train']['more_than_half']:,} problems"
-    )
-
-
-def split_sources(
-    meta: dict[str, Any], dev_file: Path, tokenizer: "Tokenizer"
-) -> tuple[list[SourceFile], list[SourceFile]]:
-    """The Python sources of dev and of train, tokenized.
-
-    Raises:
-        InputError: the sources or the tokenizer are no longer what was converted.
-    """
-    if fingerprint(tokenizer) != meta["tokenizer"]["fingerprint"]:
-        raise InputError(f"{dev_file.parent}: made with another tokenizer of this name; convert again")
-    with dev_file.open(encoding="utf-8") as rows:
-        dev = {(row["label"], row["path"]) for row in map(json.loads, rows)}
-    flags = meta["flags"]
-    found = [file for file in find_sources(flags["source"], flags["include_ignored"]).files if file.label == "Python"]
-    files, _ = tokenize_files(found, tokenizer, flags["stride"])
-    counts = {source["source"]: source["files"] for source in meta["sources"]}
-    for file in files:
-        if counts[file.source].get(file.path) != len(file.ids):
-            raise InputError(f"{file.file}: has changed since {dev_file.parent} was made of it; convert again")
-    held_out = [(file.label, file.path) in dev for file in files]
-    return (
-        [file for file, is_dev in zip(files, held_out, strict=True) if is_dev],
-        [file for file, is_dev in zip(files, held_out, strict=True) if not is_dev],
     )
 
 

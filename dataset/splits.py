@@ -1,13 +1,19 @@
 """Which windows are in train and which in dev."""
 
 import random
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.command import InputError
-from dataset.sources import SourceFile
+from common.model_files import fingerprint
+from dataset.sources import SourceFile, find_sources
+from dataset.windows import tokenize_files
 
 if TYPE_CHECKING:
     import numpy as np
+    from tokenizers import Tokenizer
+
+    from dataset.format import Meta
 
 CONTAMINATION_NGRAMS = (20, 50)
 
@@ -41,6 +47,38 @@ def choose_split(files: list[SourceFile], split_by: str, dev_size: float, seed: 
         i for number in choose_dev([sum(windows[i] for i in unit) for unit in units], dev_size) for i in units[number]
     }
     return [np.full(count, i in dev) for i, count in enumerate(windows)]
+
+
+def split_sources(meta: "Meta", folder: Path, tokenizer: "Tokenizer") -> tuple[list[SourceFile], list[SourceFile]]:
+    """The Python source files of a dataset's dev and of its train, read and tokenized again.
+
+    Args:
+        meta: of the dataset in `folder`.
+    Raises:
+        InputError: dev has no whole Python file, or the sources or the tokenizer have changed since the conversion.
+    """
+    flags = meta["flags"]
+    if flags["split_by"] == "segment":
+        raise InputError(
+            f"{folder}: split by segment, so train holds parts of every file; convert with --split_by file"
+        )
+    if fingerprint(tokenizer) != meta["tokenizer"]["fingerprint"]:
+        raise InputError(f"{folder}: made with another tokenizer of this name; convert again")
+    sources = {source["source"]: source for source in meta["sources"]}
+    found = find_sources(flags["source"], flags["include_ignored"]).files
+    python = [file for file in found if file.label == "Python"]
+    files, _ = tokenize_files(python, tokenizer, flags["stride"], flags["whole_files"])
+    dev, train = [], []
+    for file in files:
+        source = sources.get(file.source)
+        if source and file.path in source["skipped"]:
+            continue
+        if not source or source["files"].get(file.path) != len(file.ids):
+            raise InputError(f"{file.file}: has changed since {folder} was made of it; convert again")
+        (dev if file.path in source["dev_files"] else train).append(file)
+    if not dev:
+        raise InputError(f"{folder}: dev holds no Python file; convert sources with more Python files")
+    return dev, train
 
 
 def measure_splits(

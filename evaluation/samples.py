@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from common.command import InputError
-from common.files import atomic_write
+from common.files import atomic_write, read_input
+from common.json_files import parse_json
 from sandbox.running import Verdict
 
 REPEATED = re.compile(r"(.{10,}?)\1\1")
@@ -66,14 +67,15 @@ def read_samples(path: Path, run: str) -> list[Sample]:
     """
     if not path.exists():
         return []
-    content = path.read_bytes()
+    content = read_input(path)
     whole = content[: content.rfind(b"\n") + 1]
     samples = []
     for number, line in enumerate(whole.decode("utf-8", "replace").splitlines(), 1):
+        remedy = "delete the line, or name another --samples"
         try:
-            samples.append(Sample(**json.loads(line)))
-        except (ValueError, TypeError):
-            raise InputError(f"{path}:{number}: not a sample; delete the line, or name another --samples") from None
+            samples.append(Sample(**parse_json(line, dict, f"{path}:{number}", remedy)))
+        except TypeError:
+            raise InputError(f"{path}:{number}: not a sample; {remedy}") from None
         if samples[-1].number < 0:
             earlier = sum(sample.task_id == samples[-1].task_id for sample in samples[:-1])
             samples[-1] = replace(samples[-1], number=earlier)

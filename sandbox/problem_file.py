@@ -2,13 +2,14 @@
 
 import gzip
 import hashlib
-import json
 import re
 import zlib
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 from common.command import InputError
+from common.files import read_input
+from common.json_files import parse_json
 
 
 @dataclass(frozen=True)
@@ -34,16 +35,16 @@ def read_problems(path: Path) -> tuple[list[Problem], str]:
     Raises:
         InputError: there is no such file, or it breaks the format; names the line.
     """
-    try:
-        content = path.read_bytes()
-        if content[:2] == b"\x1f\x8b":
-            content = gzip.decompress(content)
-        text = content.decode("utf-8")
-    except FileNotFoundError:
+    if not path.exists():
         raise InputError(
             f"{path}: no such file; take HumanEval.jsonl.gz from github.com/openai/human-eval, or make problems of a "
             "dataset with `python dataset/problems.py --dataset_name NAME`"
-        ) from None
+        )
+    try:
+        content = read_input(path)
+        if content[:2] == b"\x1f\x8b":
+            content = gzip.decompress(content)
+        text = content.decode("utf-8")
     except (EOFError, gzip.BadGzipFile, zlib.error):
         raise InputError(f"{path}: not a whole gzip file; fetch it again") from None
     except UnicodeDecodeError:
@@ -63,16 +64,10 @@ def read_problems(path: Path) -> tuple[list[Problem], str]:
 
 
 def _read_problem(line: str, place: str) -> Problem:
-    try:
-        row = json.loads(line)
-    except ValueError:
-        raise InputError(f"{place}: not JSON, perhaps cut off; delete the line or fetch the file again") from None
+    row = parse_json(line, dict, place, "delete the line or fetch the file again")
     keys = [field.name for field in fields(Problem)]
-    if not isinstance(row, dict) or (missing := [key for key in keys if not isinstance(row.get(key), str)]):
-        raise InputError(
-            f"{place}: a problem needs {', '.join(keys)} as text; missing here: "
-            f"{', '.join(missing) if isinstance(row, dict) else 'all'}"
-        )
+    if missing := [key for key in keys if not isinstance(row.get(key), str)]:
+        raise InputError(f"{place}: a problem needs {', '.join(keys)} as text; missing here: {', '.join(missing)}")
     if not re.search(r"^def check\(", row["test"], re.MULTILINE):
         raise InputError(f"{place}: the test of {row['task_id']} has no `def check(candidate)`; add it")
     if not row["entry_point"].isidentifier():

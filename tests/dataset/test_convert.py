@@ -16,6 +16,9 @@ from conftest import ROOT
 from tokenizers import Tokenizer
 
 from common.files import lock
+from common.model_files import load_tokenizer
+from dataset.format import read_meta
+from dataset.splits import split_sources
 
 STDLIB = Path(sysconfig.get_path("stdlib"))
 
@@ -230,6 +233,28 @@ def test_one_large_file_does_not_flood_dev(convert, tmp_path):
     assert "large.py" not in paths(convert("--source", tmp_path), "dev")
 
 
+def test_held_out_files_are_found_again_where_two_sources_have_the_same_paths(convert, byte_vocabulary, tmp_path):
+    rng = random.Random(2)
+    text = random_text(rng, 300)
+    for source in ("one", "two"):
+        write_tree(tmp_path / source, {f"{i}.py": random_text(rng, 300) for i in range(6)})
+    write_tree(tmp_path, {"one/a.py": text, "two/b.py": text[:150] + "edited" + text[150:], "one/C.java": "c" * 50})
+    flags = ("--dev_size", 0.4, "--whole_files", "--segment_len", 1000, "--drop_clones")
+    write_tree(tmp_path, {"two/D.java": "d" * 50})
+    folder = convert("--source", tmp_path / "one", tmp_path / "two", *flags)
+    tokenizer = load_tokenizer(str(byte_vocabulary))
+    for split, files in zip(("dev", "train"), split_sources(read_meta(folder), folder, tokenizer), strict=True):
+        texts = {tokenizer.decode(row["token_ids"]) for row in rows(folder, split) if row["label"] == "Python"}
+        assert {file.file.read_text() for file in files} == texts
+        assert files
+
+
+def test_a_dataset_of_java_alone_has_no_python_file_to_fill_in(project, convert, tmp_path):
+    write_tree(tmp_path, {f"{name}.java": f"int {name};\n" * 9 for name in "abc"})
+    name = convert("--source", tmp_path, tokenizer="tiny").parent.name
+    assert "no Python file" in project.fails("evaluate.py", "--dataset_name", name, "--infill", 2, log_lines=True)
+
+
 # ---- the same input gives the same bytes
 
 
@@ -366,7 +391,7 @@ def test_stdlib_is_read_without_its_tests(convert):
         (["--source", "{one}"], "Python: a split would be empty"),
         (["--source", "{one}", "--split_by", "segment"], "Python: dev would be empty, of 6 windows"),
         (["--source", "{one}", "--stride", "1000"], "no file can be used (shorter than the stride of 1000 tokens)"),
-        (["--source", "{one}", "--tokenizer", "{empty}"], "{empty}: has none of tokenizer.json"),
+        (["--source", "{one}", "--tokenizer", "{empty}"], "{empty}: has neither tokenizer.json"),
         (["--source", "{one}", "--tokenizer", "{broken}"], "{broken}: cannot be read as a tokenizer"),
         (["--segment_len", "0"], "--segment_len 0"),
         (["--stride", "0"], "--stride 0"),

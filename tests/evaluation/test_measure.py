@@ -143,8 +143,8 @@ ROW = PROBLEMS[0].__dict__
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (json.dumps(ROW)[:40], ":1: not JSON, perhaps cut off"),
-        (json.dumps(ROW) + "\n[]\n", ":2: a problem needs"),
+        (json.dumps(ROW)[:40], ":1: not JSON, perhaps torn"),
+        (json.dumps(ROW) + "\n[]\n", ":2: the content is .., not an object"),
         (json.dumps({**ROW, "test": None}), ":1: .* missing here: test"),
         (json.dumps({**ROW, "test": "assert add(1) == 1\n"}), ":1: .* no `def check"),
         (json.dumps({**ROW, "entry_point": "add it"}), ":1: .* not a function's name"),
