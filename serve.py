@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.command import Flags, InputError, flag, parse_flags, run_command
+from common.files import read_input
 
 KEY_VARIABLE = "AUTOCODER_API_KEY"
 
@@ -35,6 +36,13 @@ class ServeFlags(Flags):
         at_least=64,
         at_most=1_000_000,
     )
+    repository: str = flag("", "folder of the project: /infill shows the model what resembles the code at the cursor")
+    context_tokens: int = flag(
+        500,
+        "most tokens of other files that /infill shows the model, those that the editor sends included; 0: none",
+        at_least=0,
+        at_most=1_000_000,
+    )
     type: str = flag("q8_0", "how weights are stored: 8 bits, or f16", choices=("q8_0", "f16"))
 
 
@@ -45,14 +53,16 @@ def main() -> None:
         raise InputError(
             f"--host {flags.host}: other machines could use it; give a key with --api_key FILE or {KEY_VARIABLE}"
         )
+    from completion.repository.repository import Repository
     from serving.relay import Relay
 
     relay = Relay(flags.host, flags.port, key)
+    repository = Repository(Path(flags.repository) if flags.repository else None)
     engine = load(flags)
     stopped = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopped.set())
-    relay.start(engine)
+    relay.start(engine, repository, flags.context_tokens)
     address = f"http://{f'[{flags.host}]' if ':' in flags.host else flags.host}:{flags.port}"
     print(usage(engine.model_name, address, bool(key), bool(engine.vocabulary.fim_words)), flush=True)
     while not stopped.wait(1):  # a thread of llama.cpp's may get the signal, which this one then sees when it wakes
@@ -67,14 +77,12 @@ def read_key(file: str) -> str:
     Raises:
         InputError: the file cannot be read, or the key is not one word of ASCII characters.
     """
-    if not file and not os.environ.get(KEY_VARIABLE):
+    key = os.environ.get(KEY_VARIABLE, "")
+    if not file and not key:
         return ""
-    try:
-        if file and not Path(file).is_file():
-            raise FileNotFoundError("no such file, or not a regular one")
-        key = Path(file).read_bytes()[:1000].decode().strip() if file else os.environ[KEY_VARIABLE].strip()
-    except (OSError, ValueError) as error:
-        raise InputError(f"--api_key {file}: cannot be read ({error}); name a file that holds the key") from None
+    if file:
+        key = read_input(Path(file), "name a file that holds the key").decode(errors="replace")
+    key = key.strip()
     if not key or not all("!" <= character <= "~" for character in key):
         name = f"--api_key {file}" if file else KEY_VARIABLE
         raise InputError(f"{name}: must hold a key, one word of ASCII letters, digits and signs")

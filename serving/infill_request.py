@@ -7,10 +7,14 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 from common.command import InputError
+from common.json_files import parse_json
 from completion.complete import complete_all
+from completion.repository.choice import choose_context
+from completion.repository.chunks import Chunk, cut_chunks
+from completion.repository.repository import Repository
 from completion.settings import Completion, Settings
 from completion.stop_rules.stop_rule import StopRule, make_stop_rule
 from serving.served_engine import REQUESTS_AT_ONCE, ServedEngine
@@ -28,83 +32,122 @@ SETTINGS = {
 STOP_TYPES = {"eos": "eos", "length": "limit", "context": "limit", "interrupted": "limit"}
 
 
+class ChunkText(TypedDict):
+    text: str
+
+
+class EditorChunk(ChunkText, total=False):
+    """A part of a file that was open in the editor."""
+
+    filename: str
+
+
+class Needed(TypedDict):
+    input_prefix: str
+    input_suffix: str
+
+
+class Fields(Needed, total=False):
+    """What a request may hold; all else in it is left alone."""
+
+    prompt: str
+    input_extra: list[EditorChunk]
+    n_predict: int
+    n_cmpl: int
+    temperature: float
+    top_k: int
+    top_p: float
+    repeat_penalty: float
+    seed: int
+    stop: list[str]
+    stream: bool
+    t_max_predict_ms: float
+    response_fields: list[str]
+
+
 @dataclass(frozen=True)
 class InfillRequest:
     """One request to /infill.
 
     Attributes:
         prefix, suffix: the code before and after the cursor.
-        chunks: code of other files, (file name, text).
+        extra: pieces of other files: their name and text.
         settings: for `complete`.
         stop_words: the text ends before any of them.
         milliseconds: after this time the text ends with its line; 0: no limit.
         is_warm_up: the editor wants no text, only that the prompt has been read.
-        fields: names of those parts of the answer that the client wants, such as `timings/prompt_n`; None: all.
+        fields: names of the parts of the answer that the client wants, such as `timings/prompt_n`; empty: all.
     """
 
     prefix: str
     suffix: str
-    chunks: list[tuple[str, str]]
+    extra: list[tuple[str, str]]
     settings: dict[str, Any]
     stop_words: list[str]
     milliseconds: float
     stream: bool
     is_warm_up: bool
-    fields: list[str] | None
+    fields: list[str]
 
     @classmethod
     def read(cls, body: bytes) -> "InfillRequest":
         """Raises InputError where it is no such request; says what is wrong."""
-        try:
-            content = json.loads(body)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"the request is not JSON ({error})") from None
-        if not isinstance(content, dict):
-            raise InputError("the request must be a JSON object")
-        chunks = [
-            (_text(chunk, "filename", "", "input_extra: "), _text(chunk, "text", place="input_extra: "))
-            for chunk in _list(content, "input_extra", dict, "objects with `text` and `filename`")
-        ]
-        settings = {ours: content[name] for name, ours in SETTINGS.items() if content.get(name) is not None}
+        content = parse_json(body, Fields, "the request", "see docs/completion.md")
+        settings = {ours: content[name] for name, ours in SETTINGS.items() if name in content}
         warm_up = settings.get("max_new_tokens") == 0
-        for name, none in (("max_new_tokens", -1), ("seed", -1), ("top_k", -1), ("max_new_tokens", 0)):
-            if settings.get(name) == none:  # llama.cpp's word for "no limit" or "any"
-                del settings[name]
-        if warm_up:
-            settings["max_new_tokens"] = 1
+        no_limit = {"max_new_tokens": -1, "seed": -1, "top_k": -1}  # as llama.cpp writes it
+        settings = {name: value for name, value in settings.items() if value != no_limit.get(name)}
         request = cls(
-            prefix=_text(content, "input_prefix") + _text(content, "prompt", ""),
-            suffix=_text(content, "input_suffix"),
-            chunks=chunks,
-            settings=settings,
-            stop_words=[word for word in _list(content, "stop", str, "texts") if word],
-            milliseconds=_number(content, "t_max_predict_ms"),
-            stream=content.get("stream") is True,
+            prefix=_text(content["input_prefix"] + content.get("prompt", "")),
+            suffix=_text(content["input_suffix"]),
+            extra=[
+                (_text(chunk.get("filename", "")), _text(chunk["text"])) for chunk in content.get("input_extra", [])
+            ],
+            settings=settings | ({"max_new_tokens": 1} if warm_up else {}),
+            stop_words=[word for word in content.get("stop", []) if word],
+            milliseconds=max(0, content.get("t_max_predict_ms", 0)),
+            stream=content.get("stream", False),
             is_warm_up=warm_up,
-            fields=_list(content, "response_fields", str, "texts") if content.get("response_fields") else None,
+            fields=content.get("response_fields", []),
         )
         request.check()
         return request
 
     def check(self) -> None:
         """Raises InputError for a setting outside its range."""
-        names = {ours: name for name, ours in SETTINGS.items()}
         try:
             options = Settings(**self.settings)
         except InputError as error:
             flag, _, reason = str(error).partition(" ")
-            raise InputError(f"{names.get(flag.removeprefix('--'), flag)} {reason}") from None
+            names = {f"--{ours}": name for name, ours in SETTINGS.items()}
+            raise InputError(f"{names.get(flag, flag)} {reason}") from None
         count = options.num_return_sequences
         if count > REQUESTS_AT_ONCE:  # llama.vscode looks for this sentence
             raise InputError(f"Field 'n_cmpl': Value must be between 1 <= value <= {REQUESTS_AT_ONCE}, but got {count}")
         if count > 1 and self.stream:
             raise InputError("n_cmpl: several answers cannot be streamed")
 
-    def answer(self, engine: ServedEngine, on_text: Callable[[str], None] | None = None) -> str:
-        """The answer, as JSON. With `on_text`, which gets the text piece by piece, it holds what else there is to say.
+    def context(self, engine: ServedEngine, repository: Repository, max_tokens: int, language: str) -> list[Chunk]:
+        """What else of the project the model is shown: of the repository's files, and of what the editor sent."""
+        extra = [chunk for name, text in self.extra for chunk in cut_chunks(path_in(repository, name), text)]
+        most = {"max_tokens": max_tokens, "max_new_tokens": Settings(**self.settings).max_new_tokens}
+        if not max_tokens:
+            return []
+        return choose_context(repository, engine, self.prefix, self.suffix, language, "", extra, **most)
+
+    def answer(
+        self,
+        engine: ServedEngine,
+        repository: Repository,
+        context_tokens: int,
+        on_text: Callable[[str], None] | None = None,
+    ) -> str:
+        """The answer, as JSON.
 
         Args:
             engine: of this request alone (`ServedEngine.for_client`).
+            context_tokens: most tokens of other files that the model is shown.
+            on_text: called with each further piece of the text, which the answer then leaves out.
         """
         language = guess_language(self.prefix + self.suffix)
 
@@ -116,6 +159,7 @@ class InfillRequest:
             [self.prefix],
             language,
             suffixes=[self.suffix],
+            contexts=[self.context(engine, repository, context_tokens, language)],
             on_text=on_text,
             rule_of=rule,
             **self.settings,
@@ -124,7 +168,7 @@ class InfillRequest:
         for answer in answers:
             if on_text or self.is_warm_up:
                 answer["content"] = ""
-        if self.fields is not None:
+        if self.fields:
             answers = [_select(answer, self.fields) for answer in answers]
         return to_json(answers if self.settings.get("num_return_sequences", 1) > 1 else answers[0])
 
@@ -181,31 +225,21 @@ def with_limits(rule: StopRule, words: list[str], milliseconds: float) -> StopRu
     return limited
 
 
+def path_in(repository: Repository, file: str) -> str:
+    """A file's path below the repository's folder; its name alone if it lies elsewhere."""
+    file = " ".join(file.replace("\\", "/").split())
+    folder = f"{repository.folder.resolve().as_posix()}/" if repository.folder else "/"
+    return file.removeprefix(folder) if folder != "/" and file.startswith(folder) else file.rpartition("/")[2]
+
+
 def guess_language(text: str) -> str:
     """Java or Python, which editors do not say. Right for 98 of 100 pieces of 40 lines of TheAlgorithms, of either."""
     lines = [line for line in map(str.rstrip, text.splitlines()) if line]
     return "java" if sum(line.endswith((";", "{", "}")) for line in lines) > len(lines) / 10 else "python"
 
 
-def _text(content: dict, name: str, default: str | None = None, place: str = "") -> str:
-    value = content.get(name, default)
-    if not isinstance(value, str):
-        raise InputError(f"{place}{name} must be a text")
-    return value.encode(errors="replace").decode()  # half of a character, where an editor has cut between two
-
-
-def _number(content: dict, name: str) -> float:
-    value = content.get(name) or 0
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value < 1e9:
-        raise InputError(f"{name} must be a number below 1e9")
-    return max(0, value)
-
-
-def _list(content: dict, name: str, kind: type, wanted: str) -> list:
-    value = content.get(name) or []
-    if not isinstance(value, list) or not all(isinstance(item, kind) for item in value):
-        raise InputError(f"{name} must be a list of {wanted}")
-    return value
+def _text(text: str) -> str:
+    return text.encode(errors="replace").decode()  # half of a character, where an editor has cut it in two
 
 
 def _select(answer: dict, fields: list[str]) -> dict:

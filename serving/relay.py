@@ -12,6 +12,7 @@ from socketserver import ThreadingTCPServer
 from urllib.parse import urlsplit
 
 from common.command import InputError
+from completion.repository.repository import Repository
 from serving.infill_request import InfillRequest, piece_of_answer, to_json
 from serving.served_engine import ServedEngine
 
@@ -34,7 +35,7 @@ class Relay(ThreadingTCPServer):
     request_queue_size = 64
 
     def __init__(self, host: str, port: int, key: str):
-        self.host, self.key, self.engine = host, key, None
+        self.host, self.key = host, key
         try:
             self.address_family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
             super().__init__((host, port), _Handler)
@@ -42,8 +43,9 @@ class Relay(ThreadingTCPServer):
             reason = getattr(error, "strerror", None) or error
             raise InputError(f"{host}:{port}: {reason}; choose another --host or --port") from None
 
-    def start(self, engine: ServedEngine) -> None:
-        self.engine = engine
+    def start(self, engine: ServedEngine, repository: Repository, context_tokens: int) -> None:
+        """Answer from now on; /infill shows the model at most so many tokens of the repository's files."""
+        self.engine, self.repository, self.context_tokens = engine, repository, context_tokens
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     def handle_error(self, request: object, client_address: object) -> None:
@@ -119,11 +121,13 @@ class _Handler(BaseHTTPRequestHandler):
     def infill(self, engine: ServedEngine, body: bytes) -> None:
         try:
             request = InfillRequest.read(body)
+            project = (self.server.repository, self.server.context_tokens)
             if request.stream:
                 self.start(200, "text/event-stream")
-                self.send_event(request.answer(engine, lambda text: self.send_event(piece_of_answer(text))))
+                rest = request.answer(engine, *project, lambda text: self.send_event(piece_of_answer(text)))
+                self.send_event(rest)
             else:
-                self.send_whole(200, request.answer(engine).encode())
+                self.send_whole(200, request.answer(engine, *project).encode())
         except InputError as error:
             raise _Refused(400, str(error)) from None
         except RuntimeError as error:  # llama.cpp's

@@ -45,7 +45,6 @@ class ServedEngine(LlamaEngine):
         params.hostnames, params.port, params.api_keys = ["127.0.0.1"], 0, [self._key]
         params.ui = params.endpoint_slots = params.warmup = params.fit_params = False
         params.n_ctx, params.n_parallel, params.kv_unified = context, REQUESTS_AT_ONCE, True
-        params.n_batch = min(2048, context // 2)
         params.n_cache_reuse = 32  # an editor's next request has lost some lines of the last one's beginning
         params.cache_ram_mib = 0  # else prompts of earlier requests are kept, up to 8 GiB of them
         set_threads(params, self._file)

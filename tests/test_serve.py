@@ -16,9 +16,11 @@ from conftest import ROOT
 
 from completion.complete import complete
 from completion.engines.load_engine import load_engine
+from completion.repository.chunks import Chunk
 
 pytest.importorskip("xllamacpp", reason="serve.py needs xllamacpp")
 KEY = "a-key-of-our-own"
+ZOO = "zookeeper_budget = giraffes_fodder + zebras_fodder * animals_per_cage\n"
 
 
 def start(*flags, model="tiny", **environment):
@@ -33,9 +35,10 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def server():
-    port = free_port()
-    process = start("--port", port, AUTOCODER_API_KEY=KEY)
+def server(tmp_path_factory):
+    port, folder = free_port(), tmp_path_factory.mktemp("repository")
+    (folder / "zoo.py").write_text(ZOO)
+    process = start("--port", port, "--repository", folder, AUTOCODER_API_KEY=KEY)
     assert f"http://127.0.0.1:{port}" in process.stdout.readline()
     assert "llama.vim:" in process.stdout.readline()
     yield process, port
@@ -220,6 +223,20 @@ def test_a_model_trained_here_is_asked_in_the_order_that_it_has_learned(port, en
     assert fill_in(port, prefix, suffix) != other.text
 
 
+def test_the_model_is_shown_the_project_and_what_the_editor_sends(port, engine):
+    aviary = ZOO.replace("giraffes", "parrots").replace("zebras", "owls")
+    chunks = [Chunk("aviary.py", 1, aviary), Chunk("zoo.py", 1, ZOO)]
+    prefix, suffix = f"# {' '.join(re.findall('[a-z]+', aviary))}\nzookeeper_budget = ", "\n"
+    texts = []
+    for context in (chunks, chunks[1:], ()):
+        texts += complete(engine, prefix, suffix=suffix, context=context, temperature=0, max_new_tokens=16)
+    both, folder, nothing = (completion.text for completion in texts)
+    assert both != folder != nothing != both
+    assert fill_in(port, prefix, suffix, n_predict=16) == folder
+    sent = {"filename": "/home/ada/aviary.py", "text": aviary}
+    assert fill_in(port, prefix, suffix, n_predict=16, input_extra=[sent]) == both
+
+
 def test_stop_words_and_time(port):
     prefix, suffix = PLACES["no suffix"]
     whole = fill_in(port, prefix, suffix)
@@ -363,8 +380,9 @@ def test_refusals(port, tmp_path):
         assert f"{host}:8012" in refused("--host", host, "--api_key", tmp_path / "key")
     (tmp_path / "empty").touch()
     assert "must hold a key" in refused("--api_key", tmp_path / "empty")
-    assert "cannot be read" in refused("--api_key", tmp_path / "none")
-    assert "cannot be read" in refused("--api_key", "/dev/zero")
+    assert "name a file that holds the key" in refused("--api_key", tmp_path / "none")
+    assert "name a file that holds the key" in refused("--api_key", "/dev/zero")
+    assert "no such file or folder" in refused("--port", free_port(), "--repository", tmp_path / "none")
     for key in ("two words", "a line\nbreak", "naïve"):
         assert "AUTOCODER_API_KEY: must hold a key" in refused(AUTOCODER_API_KEY=key)
     assert "--port" in refused("--port", 70000)
