@@ -44,13 +44,16 @@ def before_suffix(rule: StopRule, prefix: str, suffix: str, language: str = "pyt
     def both(text: str) -> Place:
         nonlocal checked
         safe, done = rule(text)
-        depths, found = _read_brackets(begun, text, language, to_close, closes_more)
+        depths, closing = _read_brackets(begun, text, language, to_close, closes_more)
+        found = [(len(text[:closing].rstrip(" ")), closing is not None)] if closes_more else []
         for start, line, is_whole in _lines(text, begun, checked):
             before = max(0, start - 1) if begun else start  # the break before a line goes with it
             found += [(before, over) for over in _line_ends(line, is_whole, next_line, is_code, has_fences)]
             checked = start
         if rest.strip():
-            found.append(_end_in_line(text, rest.rstrip(), depths))
+            read = text if closing is None else text[: closing + 1]
+            place, over = _end_in_line(read, rest.rstrip(), depths)
+            found.append((place, over or closing is not None))
         ends = [place for place, over in found if over]
         safe = min(safe, *ends) if ends else safe if done else min([safe, *(place for place, _ in found)])
         return len(text[:safe].rstrip()) if at_line_end else safe, done or bool(ends)
@@ -87,7 +90,7 @@ def _unmatched(source: str, language: str) -> tuple[list[str], list[str]]:
 
 def _read_brackets(
     begun: str, text: str, language: str, to_close: int, closes_more: bool
-) -> tuple[list[tuple[int, int]], list[Place]]:
+) -> tuple[list[tuple[int, int]], int | None]:
     """Places in the text with how many of its own brackets are open from there; and where it closes the suffix's."""
     depths, depth = [(-1, 0)], 0
     for match in _BRACKETS[language].finditer(begun + text):
@@ -101,9 +104,9 @@ def _read_brackets(
         elif sign in OPENING:
             to_close -= 1
             if to_close < 0 and closes_more:
-                return depths, [(len(text[:place].rstrip(" ")), True)]
+                return depths, place
         depths.append((place, depth))
-    return depths, [(len(text.rstrip(" ")), False)] if closes_more else []
+    return depths, None
 
 
 def _depth(depths: list[tuple[int, int]], place: int) -> int:

@@ -68,6 +68,7 @@ CASES = {
     "two brackets are open and one is closed": ("block", "print(f(", ")\n", "x))\n", "x)"),
     "a colon after a bracket": ("block", "for i in f(", "):\n    pass\n", "g(x):\n    x\n", "g(x)"),
     "the rest in a bracket of its own": ("block", "x = f(", "a, b)\n", "g(a, b), a, b)\n", "g(a, b), "),
+    "the rest begins before its bracket": ("block", "f(g(", "x, y)) + 1\n", "x, y)\n", ""),
     "a bracket that the rest closes": ("block", "x = f(", "a) + 1\n", "b)\n", "b"),
     "a bracket that the next line closes": ("block", "f(\n    g(", "\n)\n", "x)\n)\n", "x)"),
     "a bracket in a comment": ("none", "x = [\n", "]\n", "    1,  # a) one\n    2,\n]\n", "    1,  # a) one\n    2,\n"),
