@@ -1,14 +1,9 @@
 """complete(): the tokens against transformers' own generation, scores, limits, streaming, ranking, stop rules."""
 
-import ast
 import functools
 import math
-import os
-import random
-import tokenize
 from dataclasses import replace
 from itertools import islice
-from pathlib import Path
 
 import pytest
 import torch
@@ -21,7 +16,6 @@ from completion.engines.fixed_cache import FixedStep, cache_name
 from completion.engines.torch_engine import TorchEngine, choose
 from completion.prompt import Beginning, Prompt, read_prompt
 from completion.settings import Completion, Settings
-from completion.stop_rules.stop_rule import logical_lines, make_stop_rule, unfinished
 
 PROMPT = "def add(a, b):"
 
@@ -45,19 +39,6 @@ def decoded(engine, ids, options):
     steps = engine.stream([Prompt(ids, Beginning(engine.vocabulary))], options, set())
     while rows := list(islice(steps, options.candidates)):
         yield [step.token for step in rows], [step.log_prob for step in rows]
-
-
-def cut(stop, prompt, text, language="python", step=1):
-    """What a rule keeps of a text that comes in pieces; also that it never takes back what it has let through."""
-    rule = make_stop_rule(stop, prompt, language)
-    safe, shown, done = 0, "", False
-    for end in range(step, len(text) + step, step):
-        safe, done = rule(text[:end])
-        assert text[:safe].startswith(shown)
-        shown = text[:safe]
-        if done:
-            break
-    return shown, done
 
 
 def test_greedy_tokens_are_those_of_generate(model, engine):
@@ -295,150 +276,3 @@ def test_parses():
 def test_settings_out_of_range_are_refused_by_name(setting):
     with pytest.raises(InputError, match=next(iter(setting))):
         Settings(**setting)
-
-
-@pytest.mark.parametrize(
-    ("prompt", "text", "kept"),
-    [
-        (PROMPT, "\n    return a + b\n\n\ndef g", "\n    return a + b"),
-        (PROMPT, " return a\nx", " return a"),
-        ("def add(a, b", "):\n    return a\nx", "):\n    return a"),
-        ("def f():\n    if x:", "\n        y\n    z", "\n        y"),
-        ("def f():\n    if x:\n        y", " = 1\n    z()\nw", " = 1\n    z()"),
-        ("def f():\n    x = 1\n    ", "y = 2\n\n    z = 3\nw", "y = 2\n\n    z = 3"),
-        ("class A:\n    def f(self):", "\n        pass\n\n    def g", "\n        pass"),
-        ("def f():", '\n    """a\nb\n"""\n    x\nc', '\n    """a\nb\n"""\n    x'),
-        ("def f():", "\n    x = [\n1,\n]\n    y = 1 + \\\n2\nz", "\n    x = [\n1,\n]\n    y = 1 + \\\n2"),
-        ("def f():", "\n    a\n# on\n    b\n# off\nc", "\n    a\n# on\n    b"),
-        ("def f():", "\n    a\n    # of f\nb", "\n    a\n    # of f"),
-        ("if __name__ == '__main__':\n    a", "()\n    b\nc", "()\n    b"),
-        ("@cache", "\ndef f():\n    a\nb", "\ndef f():\n    a"),
-        ("class A:\n    x = 1\n    @property\n", "    def f(self):\n        a\n    b", "    def f(self):\n        a"),
-        ("import os\n", "import sys\nx = 1\n\ny", "import sys\nx = 1"),
-        ("# sorts a list\n", "def f():\n    a\n\n    b\n\n\ndef g", "def f():\n    a\n\n    b"),
-        ("x = (1,", "\n\n2)\ny\n\nz", "\n\n2)\ny"),
-        ("def f():\n    a\n\n\n", "def g():\n    b\n\n\nc", "def g():\n    b"),
-        ("def f():", "\n        a\n    b\nc", "\n        a"),
-        ("def f():", "\n    a = 'x\n    b $ c\n    d)\n    e\nf", "\n    a = 'x\n    b $ c\n    d)\n    e"),
-        ("if x:", "\n\ta\n        b\nc", "\n\ta\n        b"),
-    ],
-)  # fmt: skip
-def test_block_ends_where_a_programmer_would(prompt, text, kept):
-    assert cut("block", prompt, text) == (kept, True)
-
-
-@pytest.mark.parametrize(
-    ("prompt", "text", "kept"),
-    [
-        ("int f(int a) {", "\n  if (a) {\n    g('}');\n  }\n}\nint g", "\n  if (a) {\n    g('}');\n  }\n}"),
-        ("class A {\n  int f(int a)", " {\n    return a;\n  }\n  int g", " {\n    return a;\n  }"),
-        ("class A {\n  void f() {\n    int x = ", "1; // }\n    x++;\n  }\n}", "1; // }\n    x++;\n  }"),
-        ("void f() {\n for (int i = 0;", " i < n; i++) {\n  g();\n }\n}", " i < n; i++) {\n  g();\n }"),
-        ("void f() {", '\n  s = "}" + """\n}\n""";\n}\n}', '\n  s = "}" + """\n}\n""";\n}'),
-        ("import java.util.List", ";\nclass A", ";"),
-        ("/* } */ class A { /* {", " */ int x; }\n}", " */ int x; }"),
-    ],
-)  # fmt: skip
-def test_java_block_ends_at_its_brace(prompt, text, kept):
-    assert cut("block", prompt, text, "java") == (kept, True)
-
-
-def test_other_stops():
-    text = "\n  a\n  b\n\n  c"
-    assert cut("line", "", text) == ("\n  a", True)
-    assert cut("blank", "", text) == ("\n  a\n  b", True)
-    assert cut("none", "", text) == (text, False)
-
-
-@pytest.mark.parametrize(
-    ("text", "language", "expected"),
-    [
-        ("def f():", "python", True), ("def f():\n    a", "python", True), ("x = (1,", "python", True),
-        ("x = 1", "python", False), ("for i in ra", "python", False), ("@cache", "python", True),
-        ("int f() {", "java", True), ("int f() { }", "java", False), ("f(a,", "java", True), ("/* a", "java", True),
-    ],
-)  # fmt: skip
-def test_unfinished_input_is_known(text, language, expected):
-    assert unfinished(text, language) == expected
-
-
-def functions(sources):
-    """Of real functions: name, file up to the colon of the head, rest of the file, the function's true body."""
-    for file in sources:
-        try:
-            source = file.read_text(encoding="utf-8")
-            tree = ast.parse(source)
-        except (SyntaxError, ValueError):
-            continue
-        rows = source.split("\n")
-        starts = [0]
-        for row in rows:
-            starts.append(starts[-1] + len(row) + 1)
-        for node in ast.walk(tree):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and len(source.splitlines()) == len(rows) - 1:
-                head = starts[node.lineno - 1]
-                colon = head + _colon(source[head:])
-                last = rows[node.end_lineno - 1].encode()[: node.end_col_offset].decode()
-                end = starts[node.end_lineno - 1] + len(last)
-                yield f"{file.name}:{node.lineno} {node.name}", source[:colon], source[colon:], source[colon:end]
-
-
-def _colon(source):
-    """Offset behind the first colon outside brackets."""
-    starts, depth = [0], 0
-    feed = iter(source.split("\n"))
-    for row in source.split("\n"):
-        starts.append(starts[-1] + len(row) + 1)
-    for token in tokenize.generate_tokens(lambda: next(feed) + "\n"):
-        depth += (token.string in "([{") - (token.string in ")]}") if token.type == tokenize.OP else 0
-        if token.string == ":" and depth == 0:
-            return starts[token.start[0] - 1] + token.start[1] + 1
-    raise AssertionError(source)
-
-
-def wrong_ends(sources, wanted):
-    """How many functions were tried, and those whose true text the block rule cut anywhere but at their end.
-
-    Comments behind a function's last statement count as its own: ast does not see them, a reader does.
-    """
-    wrong, tried = [], 0
-    for name, prompt, rest, body in islice(functions(sources), wanted):
-        tried += 1
-        kept, _ = cut("block", prompt, rest, step=7)
-        further = kept[len(body) :].split("\n")
-        if not kept.startswith(body) or any(row.strip() and not row.strip().startswith("#") for row in further):
-            wrong.append(name)
-    return tried, wrong
-
-
-def standard_library():
-    files = sorted(Path(os.__file__).parent.rglob("*.py"))
-    left_out = {"test", "tests", "idlelib", "lib2to3", "site-packages"}
-    files = [file for file in files if not left_out & set(file.parts)]
-    random.Random(0).shuffle(files)
-    return files
-
-
-def test_block_ends_where_real_functions_end():
-    tried, wrong = wrong_ends(standard_library(), 150)
-    assert tried == 150
-    assert len(wrong) <= 1, wrong
-
-
-def test_logical_lines_cover_broken_source():
-    """Whatever rows a source has lost, reading it neither fails nor goes backwards."""
-    source = Path(ast.__file__).read_text(encoding="utf-8")[:3000]
-    rng = random.Random(0)
-    for _ in range(30):
-        rows = [row[: rng.randrange(len(row) + 1)] if rng.random() < 0.2 else row for row in source.split("\n")]
-        starts = [line.start for line in logical_lines("\n".join(rows))]
-        assert starts == sorted(set(starts))
-        assert starts
-
-
-if __name__ == "__main__":  # python -m tests.test_completion [DIR ...]: the whole measurement
-    import sys
-
-    sources = [file for name in sys.argv[1:] for file in sorted(Path(name).rglob("*.py"))] or standard_library()
-    tried, wrong = wrong_ends(sources, 2000)
-    print(f"{tried - len(wrong)} of {tried} functions end exactly", *wrong, sep="\n")

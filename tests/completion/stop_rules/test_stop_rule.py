@@ -2,8 +2,7 @@
 
 import pytest
 
-from benchmarks.block_ends import main as measure
-from completion.stop_rules.stop_rule import lacks_body, logical_lines, make_stop_rule
+from completion.stop_rules.stop_rule import lacks_body, logical_lines, make_stop_rule, unfinished
 
 
 def cut(stop, prompt, text, language="python", step=1):
@@ -160,13 +159,66 @@ def test_logical_lines_of_real_constructs():
     ]  # fmt: skip
 
 
-def test_real_blocks_end_where_the_syntax_tree_says(tmp_path, capsys):
-    (tmp_path / "a.py").write_text(
-        "class A:\n    def f(self):\n        a\n\n    def g(self):\n        try:\n            a\n        except E:\n"
-        "            b\n        else:\n            c\n        for x in y:\n            z\n        else:\n"
-        "            w\n        return 1\n"
-    )
-    measure(["--python_source", str(tmp_path)])
-    rows = [row.split() for row in capsys.readouterr().out.splitlines()[2:]]
-    assert {"class", "def", "try", "except", "try-else", "for", "for-else", "all"} <= {row[0] for row in rows}
-    assert {row[-1] for row in rows} == {"100.0%"}
+@pytest.mark.parametrize(
+    ("prompt", "text", "kept"),
+    [
+        ("def add(a, b):", "\n    return a + b\n\n\ndef g", "\n    return a + b"),
+        ("def add(a, b):", " return a\nx", " return a"),
+        ("def add(a, b", "):\n    return a\nx", "):\n    return a"),
+        ("def f():\n    if x:", "\n        y\n    z", "\n        y"),
+        ("def f():\n    if x:\n        y", " = 1\n    z()\nw", " = 1\n    z()"),
+        ("def f():\n    x = 1\n    ", "y = 2\n\n    z = 3\nw", "y = 2\n\n    z = 3"),
+        ("class A:\n    def f(self):", "\n        pass\n\n    def g", "\n        pass"),
+        ("def f():", '\n    """a\nb\n"""\n    x\nc', '\n    """a\nb\n"""\n    x'),
+        ("def f():", "\n    x = [\n1,\n]\n    y = 1 + \\\n2\nz", "\n    x = [\n1,\n]\n    y = 1 + \\\n2"),
+        ("def f():", "\n    a\n# on\n    b\n# off\nc", "\n    a\n# on\n    b"),
+        ("def f():", "\n    a\n    # of f\nb", "\n    a\n    # of f"),
+        ("if __name__ == '__main__':\n    a", "()\n    b\nc", "()\n    b"),
+        ("@cache", "\ndef f():\n    a\nb", "\ndef f():\n    a"),
+        ("class A:\n    x = 1\n    @property\n", "    def f(self):\n        a\n    b", "    def f(self):\n        a"),
+        ("import os\n", "import sys\nx = 1\n\ny", "import sys\nx = 1"),
+        ("# sorts a list\n", "def f():\n    a\n\n    b\n\n\ndef g", "def f():\n    a\n\n    b"),
+        ("x = (1,", "\n\n2)\ny\n\nz", "\n\n2)\ny"),
+        ("def f():\n    a\n\n\n", "def g():\n    b\n\n\nc", "def g():\n    b"),
+        ("def f():", "\n        a\n    b\nc", "\n        a"),
+        ("def f():", "\n    a = 'x\n    b $ c\n    d)\n    e\nf", "\n    a = 'x\n    b $ c\n    d)\n    e"),
+        ("if x:", "\n\ta\n        b\nc", "\n\ta\n        b"),
+    ],
+)  # fmt: skip
+def test_block_ends_where_a_programmer_would(prompt, text, kept):
+    assert cut("block", prompt, text) == (kept, True)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "text", "kept"),
+    [
+        ("int f(int a) {", "\n  if (a) {\n    g('}');\n  }\n}\nint g", "\n  if (a) {\n    g('}');\n  }\n}"),
+        ("class A {\n  int f(int a)", " {\n    return a;\n  }\n  int g", " {\n    return a;\n  }"),
+        ("class A {\n  void f() {\n    int x = ", "1; // }\n    x++;\n  }\n}", "1; // }\n    x++;\n  }"),
+        ("void f() {\n for (int i = 0;", " i < n; i++) {\n  g();\n }\n}", " i < n; i++) {\n  g();\n }"),
+        ("void f() {", '\n  s = "}" + """\n}\n""";\n}\n}', '\n  s = "}" + """\n}\n""";\n}'),
+        ("import java.util.List", ";\nclass A", ";"),
+        ("/* } */ class A { /* {", " */ int x; }\n}", " */ int x; }"),
+    ],
+)  # fmt: skip
+def test_java_block_ends_at_its_brace(prompt, text, kept):
+    assert cut("block", prompt, text, "java") == (kept, True)
+
+
+def test_other_stops():
+    text = "\n  a\n  b\n\n  c"
+    assert cut("line", "", text) == ("\n  a", True)
+    assert cut("blank", "", text) == ("\n  a\n  b", True)
+    assert cut("none", "", text) == (text, False)
+
+
+@pytest.mark.parametrize(
+    ("text", "language", "expected"),
+    [
+        ("def f():", "python", True), ("def f():\n    a", "python", True), ("x = (1,", "python", True),
+        ("x = 1", "python", False), ("for i in ra", "python", False), ("@cache", "python", True),
+        ("int f() {", "java", True), ("int f() { }", "java", False), ("f(a,", "java", True), ("/* a", "java", True),
+    ],
+)  # fmt: skip
+def test_unfinished_input_is_known(text, language, expected):
+    assert unfinished(text, language) == expected
