@@ -8,9 +8,10 @@ import os
 import shlex
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TextIO, TypeVar
 
 T = TypeVar("T")
 
@@ -25,24 +26,26 @@ def first_line(error: BaseException) -> str:
 
 
 def run_command(main: Callable[[], None]) -> NoReturn:
-    """Run `main` as a program: a user's mistake or a failing disk ends in one line on stderr and exit code 2."""
+    """Run `main` as a program: a user's mistake or a full disk ends in one line on stderr and exit code 2."""
     # torch's threads wait for each other by spinning, unless told otherwise before torch is loaded. Where another
     # program uses a core too, that made training steps 3.3 times as slow.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    _mend_streams()
+    _prepare_streams()
+    code: Any = 0
     try:
-        main()
+        try:
+            main()
+        except SystemExit as end:  # of -h, for one
+            code = end.code
         sys.stdout.flush()
-        code = 0
     except InputError as error:
         code = _fail(str(error))
-    except BrokenPipeError:  # the reader of our stdout has left, as in `... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 1
     except OSError as error:
         if error.strerror is None:  # not the operating system's own error, so a defect of ours: show where
             raise
-        code = _fail(f"{error.filename or 'input/output'}: {error.strerror}")
+        is_left = isinstance(error, BrokenPipeError)  # by the reader of our stdout, as in `... | head`
+        code = 1 if is_left else _fail(f"{error.filename or 'input/output'}: {error.strerror}")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # where Python, as it ends, writes what stdout did not take
     except MemoryError:
         code = _fail("out of memory")
     except KeyboardInterrupt:
@@ -51,8 +54,8 @@ def run_command(main: Callable[[], None]) -> NoReturn:
     sys.exit(code)
 
 
-def _mend_streams() -> None:
-    """Make the three streams usable, whoever started us: they may be closed, or of an encoding that lacks characters.
+def _prepare_streams() -> None:
+    """Make the three streams usable: they may be closed, or of an encoding that lacks characters.
 
     Where the locale is not UTF-8 (LC_ALL=C), Python takes neither file names nor arguments as text, and libraries write
     files that others cannot read; so the program starts again in Python's UTF-8 mode. Windows has it for names anyway.
@@ -72,23 +75,24 @@ def _fail(message: str) -> int:
     return 2
 
 
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    pass
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are InputErrors, and whose help shows every default."""
 
-    def __init__(self, description: str | None, **kwargs: Any):
-        super().__init__(
-            description=description,
-            formatter_class=_HelpFormatter,
-            allow_abbrev=False,
-            **kwargs,
-        )
+    def __init__(self, description: str | None, **options: Any):
+        super().__init__(description=description, formatter_class=_HelpFormatter, allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message} (see {self.prog} -h)")
 
+    def print_help(self, file: TextIO | None = None) -> None:
+        print(self.format_help(), end="", file=file)  # argparse keeps quiet about a stdout that is full
 
-class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    pass
+
+_LIMITS = {"at least": operator.ge, "above": operator.gt, "at most": operator.le, "below": operator.lt}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,52 +107,38 @@ class Rule:
     choices: Sequence[str] | None = None
 
     def read(self, name: str, text: str) -> Any:
-        """The value that `text` spells.
-
-        Raises:
-            InputError: none that this flag takes; calls it `name`.
-        """
+        """The value that `text` spells. Raises InputError, which calls it `name`, if the flag does not take it."""
         if text == "":
             raise InputError(f"{name} '': must not be empty")
         try:
             value = self.kind(text)
         except ValueError as error:
             wanted = {int: "must be a whole number", float: "must be a number"}.get(self.kind, str(error))
-            raise InputError(f"{name} {_shown(text)}: {wanted}") from None
-        self._check(name, text, value)
+            raise InputError(f"{name} {_quoted(text)}: {wanted}") from None
+        self._check_range(name, text, value)
         return value
 
     def check(self, name: str, value: Any) -> None:
         """Refuse a value given in Python, as `read` does one that was typed."""
         if self.kind not in (int, float):
             self.read(name, value)
-        elif isinstance(value, bool) or not isinstance(value, (int, self.kind)):
-            raise InputError(f"{name} {_shown(value)}: must be {self.kind.__name__}")
+        elif type(value) not in (int, self.kind):
+            raise InputError(f"{name} {_quoted(value)}: must be {self.kind.__name__}")
         else:
-            self._check(name, value, value)
+            self._check_range(name, value, value)
 
-    def _check(self, name: str, shown: Any, value: Any) -> None:
-        limits = {
-            "at least": (self.at_least, operator.ge),
-            "above": (self.above, operator.gt),
-            "at most": (self.at_most, operator.le),
-            "below": (self.below, operator.lt),
-        }
-        broken = (
-            f"{words} {limit}"
-            for words, (limit, holds) in limits.items()
-            if limit is not None and not holds(value, limit)
-        )
-        wanted = next(broken, None)
+    def _check_range(self, name: str, shown: Any, value: Any) -> None:
+        limits = [(words, getattr(self, words.replace(" ", "_")), fits) for words, fits in _LIMITS.items()]
+        broken = [f"{words} {limit}" for words, limit, fits in limits if limit is not None and not fits(value, limit)]
         if isinstance(value, float) and not math.isfinite(value):
-            wanted = "finite"
+            broken = ["finite"]
         elif self.choices and value not in self.choices:
-            wanted = f"one of {', '.join(self.choices)}"
-        if wanted:
-            raise InputError(f"{name} {_shown(shown)}: must be {wanted}")
+            broken = [f"one of {', '.join(self.choices)}"]
+        if broken:
+            raise InputError(f"{name} {_quoted(shown)}: must be {broken[0]}")
 
 
-def _shown(value: Any) -> str:
+def _quoted(value: Any) -> str:
     text = str(value)
     return shlex.quote(text if len(text) <= 80 else f"{text[:77]}...")
 
@@ -158,44 +148,39 @@ def flag(
     help: str,
     *aliases: str,
     type: Callable[[str], Any] | None = None,
-    at_least: float | None = None,
-    at_most: float | None = None,
-    above: float | None = None,
-    below: float | None = None,
     choices: Sequence[str] | None = None,
     positional: bool = False,
-    **argparse_options: Any,
+    nargs: str | None = None,
+    metavar: str | None = None,
+    **limits: float,
 ) -> Any:
     """A dataclass field that is also a command-line flag, `--<field name>` and `aliases`.
 
-    A typed value has to be within the range, finite and not empty; the default may be anything, as None for none.
+    A typed value has to be within the limits, finite and not empty; the default may be anything, as None for none.
 
     Args:
         type: int, float, str or a function as `folder_name`; else the default's.
         positional: the value stands alone, without `--<field name>`.
+        limits: at_least, at_most, above, below.
     """
-    rule = None
+    rule, options = None, {"help": help, "action": "store_true"}
     if not isinstance(default, bool):
-        rule = Rule(type or default.__class__, at_least, at_most, above, below, choices)
-        if choices:
-            argparse_options.setdefault("metavar", "{" + ",".join(choices) + "}")
-    options = {"help": help, **argparse_options}
-    metadata = {"aliases": aliases, "options": options, "rule": rule, "positional": positional}
+        rule = Rule(type or default.__class__, choices=choices, **limits)
+        metavar = metavar or ("{" + ",".join(choices) + "}" if choices else None)
+        options = {"help": help, "action": _Read, "rule": rule, "nargs": nargs, "metavar": metavar}
+    names = () if positional else aliases
+    metadata = {"rule": rule, "options": options, "aliases": names, "positional": positional}
     return dataclasses.field(default=default, metadata=metadata)
 
 
 class Flags:
-    """Base of a dataclass of flags: values given in Python are checked as typed ones are.
-
-    Raises:
-        InputError: a value that its flag does not take.
-    """
+    """Base of a dataclass of flags: values given in Python are checked as typed ones are, by an InputError."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value, rule = getattr(self, field.name), field.metadata["rule"]
             if rule and (value != field.default or type(value) is not type(field.default)):
-                for one in value if field.metadata["options"].get("nargs") else (value,):
+                for one in value if field.metadata["options"]["nargs"] else (value,):
                     rule.check(f"--{field.name}", one)
 
 
@@ -207,16 +192,15 @@ class _Read(argparse.Action):
         self.rule = rule
 
     def __call__(self, parser, namespace, values, option_string=None) -> None:
-        name = option_string or self.dest
-        read = [self.rule.read(name, text) for text in values] if self.nargs else self.rule.read(name, values)
-        setattr(namespace, self.dest, read)
+        texts = values if isinstance(values, list) else [values]
+        read = [self.rule.read(option_string or self.dest, text) for text in texts or ["--"]]  # which argparse drops
+        setattr(namespace, self.dest, read if self.nargs else read[0])
 
 
 def add_flags(parser: argparse.ArgumentParser, config_class: type) -> None:
     """Add the fields of `config_class` to a parser."""
     for field in dataclasses.fields(config_class):
-        rule, options = field.metadata["rule"], dict(field.metadata["options"])
-        options |= {"action": _Read, "rule": rule} if rule else {"action": "store_true"}
+        options = field.metadata["options"]
         if field.metadata["positional"]:
             parser.add_argument(field.name, **options)
         else:
@@ -242,7 +226,7 @@ def utf8(text: str) -> str:
     """Any text; the command line may hold bytes that are none."""
     try:
         text.encode()
-    except UnicodeEncodeError:  # bytes that are no text
+    except UnicodeEncodeError:
         raise ValueError("not UTF-8") from None
     return text
 
@@ -257,7 +241,7 @@ def folder_name(name: str) -> str:
 
 
 def output_folder(name: str) -> str:
-    """A folder to write into; it is there and can be written into, or it can be made."""
+    """A folder to write into; it exists and can be written into, or it can be made."""
     return _writable(name, Path(name), "a file; name a folder")
 
 
@@ -268,7 +252,7 @@ def output_file(*suffixes: str) -> Callable[[str], str]:
         path = Path(name)
         if suffixes and path.suffix.lower() not in suffixes:
             raise ValueError(f"must end in {' or '.join(suffixes)}")
-        if path.exists() and not path.is_file():
+        if os.path.lexists(path) and not path.is_file() and (path.exists() or not path.is_symlink()):
             raise ValueError("a folder or a device; name a file")
         return _writable(name, path.parent, "its folder is a file; name another")
 
@@ -276,9 +260,7 @@ def output_file(*suffixes: str) -> Callable[[str], str]:
 
 
 def _writable(name: str, folder: Path, not_a_folder: str) -> str:
-    """`name`, if files can be made in `folder` or, where there is none yet, in what is to hold it."""
-    import tempfile
-
+    """`name`, if files can be made in `folder` or, if that does not exist yet, in the one that is to hold it."""
     try:
         while not folder.exists():
             folder = folder.parent

@@ -4,7 +4,6 @@ import dataclasses
 import math
 import sys
 
-import benchmark
 import pytest
 
 import analysis
@@ -12,6 +11,7 @@ import evaluate
 import interact
 import serve
 import train
+from benchmarks import __main__ as benchmark
 from common.command import InputError, output_file, output_folder, utf8
 from completion import export_gguf
 from dataset import convert, vocabulary

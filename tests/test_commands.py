@@ -146,6 +146,20 @@ def test_bad_input_of_evaluate(project, tmp_path):
     assert "tiny" in message
 
 
+@pytest.mark.parametrize("arguments", [["train.py", "-h"], ["interact.py", "--prompt=--", "--max_length", "2"]])
+def test_a_stdout_that_is_full_ends_in_one_line(project, arguments):
+    script = f"{sys.executable} {' '.join(arguments)} > /dev/full"
+    done = subprocess.run(script, shell=True, cwd=project.folder, capture_output=True, text=True)
+    assert done.stderr == "error: input/output: No space left on device\n"
+    assert done.returncode == 2
+
+
+def test_two_hyphens_are_a_value_like_any_other(project, tmp_path):
+    assert "no such file" in project.fails("evaluate.py", "--model_path", "tiny", "--file_path=--")
+    project.run("interact.py", "--prompt=--", "--model_path", "tiny", "--max_length", 2)
+    assert "--source --: no such" in project.fails("dataset/convert.py", "--source=--", "--dataset_name", "none")
+
+
 @pytest.mark.parametrize("command", ["train.py", "evaluate.py", "dataset/convert.py", "interact.py", "analysis.py"])
 def test_help_needs_neither_torch_nor_transformers(project, command):
     script = (
