@@ -12,6 +12,7 @@ from pathlib import Path
 from common.command import Flags, InputError, flag, folder_name, output_file, parse_flags, run_command
 from common.files import atomic_write, dataset_file
 from evaluation.loss import SingleCLMEvaluator
+from evaluation.places import KINDS
 from training.config import PRECISIONS
 
 
@@ -52,9 +53,17 @@ class EvaluateFlags(Flags):
     )
     infill: str = flag(
         "",
-        "N: take N spans of each of three kinds out of the dataset's held-out files and have them filled in, with and "
-        "without what follows; line: with --problems, each line of the solutions in turn",
+        "N: take N spans of each of four kinds out of the dataset's held-out files and have them filled in, with and "
+        "without suffix and context; with --file_path the first N places of a jsonl file of RepoEval, CrossCodeEval or "
+        "HumanEval-Infilling; line: with --problems, each line of the solutions in turn",
         type=spans_or_line,
+    )
+    infill_kind: str | None = flag(None, "with --infill N: spans of this kind alone", choices=KINDS, type=str)
+    repository: str | None = flag(
+        None, "with --infill N: take the context from this folder's source files; else from the dataset's", type=str
+    )
+    context_tokens: int = flag(
+        500, "with --infill N: most tokens of context; 0: measure without alone", at_least=0, at_most=1_000_000
     )
     no_infill: bool = flag(False, "with --infill line, leave what follows the line out of account")
     max_problems: int = flag(0, "only the first so many problems, or lines of them; 0: all", at_least=0)
@@ -145,27 +154,31 @@ def evaluate_problems(flags: EvaluateFlags) -> None:
 
 
 def evaluate_infill(flags: EvaluateFlags) -> None:
-    from common.model_files import load_tokenizer
-    from common.source_code import read_source
+    from common.model_files import find_pretrained
     from completion.engines.load_engine import load_engine
-    from dataset.format import read_meta
-    from dataset.splits import split_sources
-    from evaluation.infill import choose_spans, infill_table, measure
+    from evaluation.infill import Contexts, as_json, fill_in, infill_table, summarise, until_stopped
+    from evaluation.likelihood import load_scorer
+    from evaluation.places import read_places, spans_of_dataset
 
-    dev_file = dataset_file(flags.dataset_name, "dev")
+    number = int(flags.infill)
+    if flags.file_path:
+        spans, what = read_places(Path(flags.file_path), number), flags.file_path
+    else:
+        spans, what = (
+            spans_of_dataset(flags.dataset_name, number, flags.seed, flags.infill_kind),
+            f"{flags.dataset_name}'s held-out files",
+        )
     engine = load_engine(flags.model_path, flags.precision)
-    meta = read_meta(dev_file.parent)
-    held_out, _ = split_sources(meta, dev_file.parent, load_tokenizer(meta["flags"]["tokenizer"]))
-    spans = choose_spans([(file.path, read_source(file.file)) for file in held_out], int(flags.infill), flags.seed)
-    results = {
-        "with suffix": measure(engine, spans, use_suffix=True),
-        "without": measure(engine, spans, use_suffix=False),
-    }
-    write_result(flags, {"model": flags.model_path, "flags": asdict(flags), "infill": results})
-    print(f"{flags.model_path}, {engine.name}: spans of {flags.dataset_name}'s held-out files")
+    contexts = Contexts(engine, flags.repository, flags.context_tokens)
+    bits = load_scorer(find_pretrained(flags.model_path), engine)
+    places = until_stopped(fill_in(engine, spans, contexts if contexts.any_for(spans) else None, bits), len(spans))
+    summary = summarise(places)
+    result = {"infill": summary, "places": as_json(places)}
+    write_result(flags, {"model": flags.model_path, "flags": asdict(flags), **result})
+    print(f"{flags.model_path}, {engine.name}: spans of {what}; in brackets the 95 % interval")
     if not engine.vocabulary.fim_words:
-        print("  it has not learned to fill in the middle: what follows only says where to stop")
-    print(infill_table(results))
+        print("  it has not learned to fill in the middle: the suffix only says where to stop")
+    print(infill_table(summary))
 
 
 def write_result(flags: EvaluateFlags, result: dict) -> None:

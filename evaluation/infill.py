@@ -1,126 +1,228 @@
-"""How well a model fills in what was taken out of files that it has not been trained on."""
+"""How well a model fills in what was taken out of files, with and without the suffix, with and without context."""
 
-import ast
 import difflib
-import random
 import statistics
+import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
 
-from completion.complete import complete
+from completion.complete import complete, read_place
 from completion.engines.engine import Engine
+from completion.prompt import Prompt
+from completion.repository.choice import choose_context
+from completion.repository.chunks import Chunk
+from completion.repository.repository import Repository
+from dataset.sources import source_root
+from evaluation.intervals import bootstrap_interval
+from evaluation.places import OF_ONE_LINE, Span
 
-KINDS = ("rest of a line", "lines of a block", "any characters")
-LINES_BEFORE, LINES_BEHIND = 32, 8  # of the cursor: about what an editor sends, and any model has room for
-LONGEST = 400  # characters of a span; a longer one is nobody's next edit
+MAX_NEW_TOKENS = 128
+WAYS = tuple(product((False, True), (False, True)))  # with suffix, with context
 
 
 @dataclass(frozen=True)
-class Span:
-    """A piece taken out of a file, and the lines around it: the text there is prefix + middle + suffix."""
+class Answer:
+    """What a model filled in at a place.
 
-    kind: str
-    path: str
-    prefix: str
-    middle: str
-    suffix: str
+    Attributes:
+        similarity: `difflib`'s (Ratcliff and Obershelp), as in CodeXGLUE's edit similarity: 1 for equal texts.
+        bits: that the right text costs the model; None where this was not measured.
+        shown: where the chunks come from that the model saw, as bank.py:1.
+    """
+
+    text: str
+    exact: bool
+    similarity: float
+    seconds: float
+    bits: float | None
+    shown: list[str]
 
 
-def choose_spans(sources: Sequence[tuple[str, str]], each: int, seed: int = 0) -> list[Span]:
-    """Spans of every kind, as many of each, from random files; the same ones for the same files and seed.
+@dataclass(frozen=True)
+class Place:
+    span: Span
+    answers: dict[str, Answer]  # by way, as `way_name` calls it
+
+
+def way_name(suffix: bool, context: bool) -> str:
+    return "prefix" + ", suffix" * suffix + ", context" * context
+
+
+class Contexts:
+    """Gives the chunks that the model is shown at a place: never of the file itself, nor of a copy of it.
 
     Args:
-        sources: path and text of Python files.
-        each: how many spans of a kind.
+        folder: the repository; None: the source that the place's file belongs to.
+        max_tokens: of all chunks together; 0 for no context.
     """
-    rng = random.Random(seed)
-    spans = []
-    for kind in KINDS:
-        found = 0
-        for _ in range(100 * each):
-            path, text = rng.choice(sources)
-            places = _place(kind, text, rng)
-            if places and (middle := text[slice(*places)]).strip() and len(middle) <= LONGEST:
-                prefix = text[: places[0]].splitlines(keepends=True)[-LINES_BEFORE:]
-                suffix = text[places[1] :].splitlines(keepends=True)[:LINES_BEHIND]
-                spans.append(Span(kind, path, "".join(prefix), middle, "".join(suffix)))
-                found += 1
-            if found == each:
-                break
-    return spans
+
+    def __init__(self, engine: Engine, folder: str | None, max_tokens: int):
+        self._engine, self._folder, self._max_tokens = engine, folder, max_tokens
+        self._repositories: dict[Path, Repository] = {}
+
+    def any_for(self, spans: Sequence[Span]) -> bool:
+        """Whether there is a repository, or chunks that belong to the places."""
+        found = self._folder is not None or any(span.source or span.context for span in spans)
+        return bool(self._max_tokens) and found
+
+    def __call__(self, span: Span, suffix: str) -> Sequence[Chunk]:
+        if self._folder is None and not span.source:
+            return span.context
+        root = Path(self._folder) if self._folder is not None else source_root(span.source)
+        if root not in self._repositories:
+            self._repositories[root] = Repository(root)
+        repository = self._repositories[root]
+        file = source_root(span.source) / span.path
+        return choose_context(
+            repository,
+            self._engine,
+            span.prefix,
+            suffix,
+            span.language,
+            repository.path_of(file),
+            exclude=repository.copies_of(file),
+            max_tokens=self._max_tokens,
+            max_new_tokens=MAX_NEW_TOKENS,
+        )
 
 
-def _place(kind: str, text: str, rng: random.Random) -> tuple[int, int] | None:
-    if kind == "any characters":
-        start = rng.randrange(len(text))
-        return start, start + rng.randint(1, 120)
-    lines = text.splitlines(keepends=True)
-    starts = [0]
-    for line in lines:
-        starts.append(starts[-1] + len(line))
-    if kind == "rest of a line":
-        row = rng.randrange(len(lines))
-        code = lines[row].rstrip()
-        if len(code.strip()) < 4:
-            return None
-        indent = len(code) - len(code.lstrip())
-        return starts[row] + rng.randint(indent, len(code) - 1), starts[row] + len(code)
-    blocks = list(_statements(text))
-    if not blocks:
-        return None
-    body = rng.choice(blocks)
-    first = rng.randrange(len(body))
-    last = rng.randrange(first, min(len(body), first + 3))
-    # From the end of the line before to the end of the last line, so that the cursor stands behind a line.
-    return starts[body[first][0] - 1] - 1, starts[body[last][1]] - 1
+def fill_in(
+    engine: Engine,
+    spans: Sequence[Span],
+    find_context: Callable[[Span, str], Sequence[Chunk]] | None = None,
+    bits: Callable[[Prompt, str], float] | None = None,
+) -> Iterator[Place]:
+    """Have each span filled in greedily: in one line, or the block.
 
-
-def _statements(text: str) -> Iterator[list[tuple[int, int]]]:
-    """First and last line, counted from 1, of the statements of each function's body, the docstring left out."""
-    try:
-        tree = ast.parse(text)
-    except (SyntaxError, ValueError, RecursionError):
-        return
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            body = node.body[1:] if ast.get_docstring(node) is not None else node.body
-            rows = [(statement.lineno, statement.end_lineno) for statement in body if statement.lineno > node.lineno]
-            if rows:
-                yield rows
-
-
-def measure(engine: Engine, spans: Sequence[Span], use_suffix: bool) -> dict[str, dict[str, float]]:
-    """Of each kind of span: how many, how many were filled in exactly, how similar the texts are, seconds for one.
-
-    Similarity is that of `difflib` (Ratcliff and Obershelp), as in CodeXGLUE's edit similarity: 1 for equal texts.
-    Blanks and line breaks at the end do not count. Greedy; the rest of a line ends with the
-    line, others with the block.
+    Args:
+        find_context: of a span and the suffix that is shown, the chunks; None: no way with context.
+        bits: of a prompt and a text, the bits that the text costs.
     """
-    results: dict[str, dict[str, float]] = {}
-    for kind in dict.fromkeys(span.kind for span in spans):
-        exact, similar, seconds = [], [], []
-        settings = {"temperature": 0, "max_new_tokens": 128, "stop": "line" if kind == KINDS[0] else "block"}
-        for span in (span for span in spans if span.kind == kind):
-            began = time.perf_counter()
-            (found,) = complete(engine, span.prefix, suffix=span.suffix if use_suffix else "", **settings)
-            seconds.append(time.perf_counter() - began)
-            written, wanted = found.text.rstrip(), span.middle.rstrip()
-            exact.append(written == wanted)
-            similar.append(difflib.SequenceMatcher(None, written, wanted, autojunk=False).ratio())
-        results[kind] = {
-            "spans": len(exact),
-            "exact_match": statistics.mean(exact),
-            "edit_similarity": statistics.mean(similar),
-            "seconds": statistics.median(seconds),
+    ways = [way for way in WAYS if find_context or not way[1]]
+    for span in spans:
+        answers = {}
+        for with_suffix, with_context in ways:
+            suffix = span.suffix if with_suffix else ""
+            chunks = find_context(span, suffix) if with_context else ()
+            answers[way_name(with_suffix, with_context)] = _answer(engine, span, suffix, chunks, bits)
+        yield Place(span, answers)
+
+
+def _answer(engine: Engine, span: Span, suffix: str, chunks: Sequence[Chunk], bits: Callable | None) -> Answer:
+    stop = "line" if span.kind in OF_ONE_LINE else "block"
+    settings = {"temperature": 0, "max_new_tokens": MAX_NEW_TOKENS, "stop": stop}
+    place = {"suffix": suffix, "context": chunks, "path": span.path}
+    began = time.perf_counter()
+    (found,) = complete(engine, span.prefix, span.language, **place, **settings)
+    seconds = time.perf_counter() - began
+    written, wanted = found.text.rstrip(), span.middle.rstrip()
+    if span.kind == "next line":
+        written = written.lstrip("\n")
+    similarity = difflib.SequenceMatcher(None, written, wanted, autojunk=False).ratio()
+    prompt = read_place(engine, span.prefix, suffix, chunks, span.path, span.language, MAX_NEW_TOKENS)
+    cost = bits(prompt, wanted) if bits else None
+    shown = [f"{chunk.path}:{chunk.first_line}" for chunk in chunks]
+    return Answer(found.text, written == wanted, similarity, seconds, cost, shown)
+
+
+def summarise(places: Sequence[Place]) -> dict[str, Any]:
+    """Of each kind: how many places, each way's figures, and the paired differences between ways, with intervals.
+
+    An interval is the 95 % bootstrap over files, since the places of one file resemble each other.
+    """
+    return {
+        kind: _summarise_kind([place for place in places if place.span.kind == kind])
+        for kind in dict.fromkeys(place.span.kind for place in places)
+    }
+
+
+def _summarise_kind(places: Sequence[Place]) -> dict[str, Any]:
+    files = [(place.span.source, place.span.path) for place in places]
+    lengths = [len(place.span.middle.rstrip().encode()) for place in places]
+    ways = {name: [place.answers[name] for place in places] for name in places[0].answers}
+    measured = ways["prefix"][0].bits is not None
+
+    def mean(values: Sequence[float]) -> dict[str, Any]:
+        return {"mean": statistics.mean(values), "interval": bootstrap_interval(values, files)}
+
+    def bits(name: str) -> float:
+        return sum(answer.bits for answer in ways[name])
+
+    def difference(new: str, old: str) -> dict[str, Any]:
+        pairs = list(zip(ways[new], ways[old], strict=True))
+        result = {
+            "exact_match": mean([float(a.exact) - b.exact for a, b in pairs]),
+            "edit_similarity": mean([a.similarity - b.similarity for a, b in pairs]),
         }
-    return results
+        if measured:  # relative: of the bits without
+            saved = mean([a.bits - b.bits for a, b in pairs])
+            average = bits(old) / len(places)
+            result["bits_per_byte"] = {
+                "mean": saved["mean"] / average,
+                "interval": tuple(end / average for end in saved["interval"]),
+            }
+        return result
+
+    figures = {
+        name: {
+            "exact_match": mean([float(answer.exact) for answer in answers]),
+            "edit_similarity": mean([answer.similarity for answer in answers]),
+            "bits_per_byte": bits(name) / sum(lengths) if measured else None,
+            "seconds": statistics.median(answer.seconds for answer in answers),
+        }
+        for name, answers in ways.items()
+    }
+    differences = {}
+    for name in ways:
+        for part in (", context", ", suffix"):
+            if part in name:
+                differences[f"{name} - {name.replace(part, '')}"] = difference(name, name.replace(part, ""))
+    shown = {name: statistics.mean(bool(a.shown) for a in answers) for name, answers in ways.items()}
+    return {"places": len(places), "ways": figures, "differences": differences, "shown_context": shown}
 
 
-def infill_table(results: dict[str, dict[str, dict[str, float]]]) -> str:
-    lines = [f"  {'':<20}{'':<14}{'spans':>7}{'exact':>9}{'similar':>9}{'s':>8}"]
-    for way, kinds in results.items():
-        for kind, row in kinds.items():
-            numbers = f"{row['spans']:>7}{row['exact_match']:>9.1%}{row['edit_similarity']:>9.1%}{row['seconds']:>8.2f}"
-            lines.append(f"  {kind:<20}{way:<14}{numbers}")
+def as_json(places: Sequence[Place]) -> list[dict[str, Any]]:
+    """Every place with what was wanted there and each way's answer."""
+    return [asdict(place) for place in places]
+
+
+def infill_table(summary: dict[str, Any]) -> str:
+    lines = []
+    for kind, of_kind in summary.items():
+        lines.append(
+            f"{kind}, {of_kind['places']} places{'exact':>23}{'similarity':>21}{'bits/byte':>11}{'seconds':>9}"
+        )
+        for name, row in of_kind["ways"].items():
+            bits = "" if row["bits_per_byte"] is None else f"{row['bits_per_byte']:.3f}"
+            exact, similar = (_percent(row[key]) for key in ("exact_match", "edit_similarity"))
+            lines.append(f"  {name:<24}{exact:>22}{similar:>22}{bits:>10}{row['seconds']:>9.2f}")
+        for name, row in of_kind["differences"].items():
+            new, _, old = name.partition(" - ")
+            exact, similar = (_percent(row[key], "+") for key in ("exact_match", "edit_similarity"))
+            bits = _percent(row["bits_per_byte"], "+") if "bits_per_byte" in row else ""
+            lines.append(
+                f"  {new} minus {old}: exact {exact}, similarity {similar}, bits/byte {bits or 'not measured'}"
+            )
     return "\n".join(lines)
+
+
+def _percent(figure: dict[str, Any], sign: str = "") -> str:
+    low, high = figure["interval"]
+    return f"{100 * figure['mean']:{sign}.1f} [{100 * low:{sign}.1f}, {100 * high:{sign}.1f}] %"
+
+
+def until_stopped(places: Iterator[Place], total: int) -> list[Place]:
+    """All places, with a progress bar on a terminal; after Ctrl-C those that are done."""
+    from tqdm import tqdm
+
+    done: list[Place] = []
+    try:
+        for place in tqdm(places, "fill in", total, unit="place", leave=False, disable=None):
+            done.append(place)
+    except KeyboardInterrupt:
+        print(f"stopped: {len(done)} of {total} places are done", file=sys.stderr)
+    return done

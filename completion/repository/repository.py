@@ -33,7 +33,6 @@ class _Index(NamedTuple):
     """Which chunks each word occurs in."""
 
     chunks: list[Chunk]
-    digests: dict[str, bytes]  # by path
     places: dict[Chunk, int]  # of each chunk in the list
     lengths: np.ndarray  # [chunks] float32: different words of each
     starts: np.ndarray  # [words + 1] int64: where in `found` each word's chunks begin
@@ -67,6 +66,11 @@ class Repository:
         file, folder = Path(file).resolve(), self.folder.resolve()
         return file.relative_to(folder).as_posix() if file.is_relative_to(folder) else ""
 
+    def copies_of(self, file: Path) -> set[str]:
+        """The paths of all files with the text of this one, and its own."""
+        digest = _digest(read_text(file)[0])
+        return {self.path_of(file)}.union(path for path, other in self._files.items() if other.digest == digest)
+
     def refresh(self) -> None:
         """Read what is new or has changed."""
         with self._lock:
@@ -99,7 +103,7 @@ class Repository:
             prefix, suffix: the code that the model sees before and after the cursor.
             path: of the file that is completed, below the folder; its other parts may be shown. None: not known.
             extra: further chunks to choose from, as an editor sends them.
-            exclude: paths of files that must not be shown; nor are files with the same text.
+            exclude: paths of files that must not be shown.
             max_tokens: that all chunks may take together, each as `count_tokens` counts it.
         """
         if time.monotonic() - self._checked > CHECKED_AFTER:
@@ -114,18 +118,19 @@ class Repository:
             for chunk in shown:
                 if (place := index.places.get(chunk, extra_places.get(chunk))) is not None:
                     scores[place] *= KEPT
-        hidden = {index.digests.get(name) for name in exclude} - {None}
         visible = {line.strip() for line in (prefix + suffix).splitlines()}
         chosen: list[Chunk] = []
-        for place in np.argsort(-scores, kind="stable")[: CONSIDERED + len(exclude)]:
+        tried = 0
+        for place in np.argsort(-scores, kind="stable"):
             chunk = chunks[place]
-            if scores[place] < GOOD_ENOUGH or len(chosen) == MOST:
+            if scores[place] < GOOD_ENOUGH or len(chosen) == MOST or tried == CONSIDERED:
                 break
-            if chunk.path in exclude or (hidden and index.digests.get(chunk.path) in hidden):
+            if chunk.path in exclude:
                 continue
             may_be_visible = path in (None, chunk.path) or place >= len(index.chunks)
             if may_be_visible and _mostly_in(chunk.text, visible):
                 continue
+            tried += 1
             if (tokens := count_tokens(chunk)) <= max_tokens:
                 chosen.append(chunk)
                 max_tokens -= tokens
@@ -145,7 +150,7 @@ class Repository:
             return known
         text, _ = read_text(file)
         chunks = cut_chunks(path, text)
-        return _File(stamp, hashlib.sha256(text.encode()).digest(), chunks, [self._words(c.text) for c in chunks])
+        return _File(stamp, _digest(text), chunks, [self._words(c.text) for c in chunks])
 
     def _words(self, text: str) -> np.ndarray:
         """The numbers of a text's different words, [words] int32; new words get numbers."""
@@ -165,7 +170,6 @@ class Repository:
         order = np.argsort(flat, kind="stable")
         return _Index(
             chunks,
-            {path: file.digest for path, file in self._files.items()},
             {chunk: place for place, chunk in enumerate(chunks)},
             lengths.astype(np.float32),
             np.searchsorted(flat[order], np.arange(len(self._numbers) + 1)),
@@ -195,6 +199,10 @@ class Repository:
         relative = lengths / max(1.0, float(lengths.mean() if len(lengths) else 0))
         norm = 1 - LENGTH_SHARE + LENGTH_SHARE * relative
         return scores * (1 + SATURATION) / (1 + SATURATION * norm) / max(total, 1e-9)
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()
 
 
 def query_of(prefix: str, suffix: str) -> str:

@@ -69,7 +69,7 @@ def test_the_file_that_is_completed_and_its_copies_are_hidden(folder):
     (folder / "copy.py").write_text(BANK)
     repository = Repository(folder)
     assert len(shown(repository)) == 1  # one of two equal chunks
-    assert shown(repository, exclude=["bank.py"]) == []
+    assert shown(repository, exclude=repository.copies_of(folder / "bank.py")) == []
 
 
 def test_other_parts_of_the_file_are_shown_but_not_what_is_visible(folder):

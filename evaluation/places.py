@@ -1,0 +1,161 @@
+"""Places in files that a model has not been trained on: what stood there is taken out and has to be filled in."""
+
+import ast
+import gzip
+import json
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common.command import InputError
+from common.files import dataset_file
+from common.model_files import load_tokenizer
+from common.source_code import LANGUAGES, language_of
+from completion.repository.chunks import Chunk
+from dataset.format import read_meta
+from dataset.sources import SourceFile, read_text
+from dataset.splits import split_sources
+
+KINDS = ("rest of a line", "lines of a block", "any characters", "next line")
+OF_ONE_LINE = ("rest of a line", "next line")
+LINES_BEFORE, LINES_AFTER = 32, 8  # of the cursor: about what an editor sends, and any model has room for
+LONGEST = 400  # characters of a span; a longer one is nobody's next edit
+# Where the published jsonl files keep what stood at the place: RepoEval, CrossCodeEval, HumanEval-Infilling.
+ANSWER_KEYS = ("groundtruth", "ground_truth", "canonical_solution")
+
+
+@dataclass(frozen=True)
+class Span:
+    """A piece taken out of a file, and the lines around it: the text there is prefix + middle + suffix.
+
+    Attributes:
+        source, path: of the file: the folder as the user named it, and its path below it.
+        context: chunks that belong to the place, where its file of places has some.
+    """
+
+    kind: str
+    path: str
+    prefix: str
+    middle: str
+    suffix: str
+    source: str = ""
+    context: tuple[Chunk, ...] = ()
+
+    @property
+    def language(self) -> str:
+        return language_of(Path(self.path)) or LANGUAGES[0]
+
+
+def choose_spans(files: Sequence[SourceFile], each: int, seed: int = 0, kinds: Sequence[str] = KINDS) -> list[Span]:
+    """Spans of these kinds, as many of each, from random files; the same ones for the same files and seed.
+
+    The kinds take turns. Only files in Python have lines of a block.
+
+    Raises:
+        InputError: there is no file, or no such place in any.
+    """
+    if not files:
+        raise InputError("there is no held-out file to take places from; convert more sources")
+    texts = [read_text(file.file)[0] for file in files]
+    rng = random.Random(seed)
+    of_kinds = []
+    for kind in kinds:
+        found: list[Span] = []
+        for _ in range(100 * each):
+            if len(found) == each:
+                break
+            number = rng.choice(range(len(files)))
+            file, text = files[number], texts[number]
+            places = _place(kind, text, rng)
+            if places and (middle := text[slice(*places)]).strip() and len(middle) <= LONGEST:
+                prefix = text[: places[0]].splitlines(keepends=True)[-LINES_BEFORE:]
+                suffix = text[places[1] :].splitlines(keepends=True)[:LINES_AFTER]
+                found.append(Span(kind, file.path, "".join(prefix), middle, "".join(suffix), file.source))
+        of_kinds.append(found)
+    if not any(of_kinds):
+        raise InputError(f"the held-out files have no place for {' or '.join(kinds)}")
+    longest = max(map(len, of_kinds))
+    return [spans[number] for number in range(longest) for spans in of_kinds if number < len(spans)]
+
+
+def _place(kind: str, text: str, rng: random.Random) -> tuple[int, int] | None:
+    if kind == "any characters":
+        start = rng.randrange(len(text))
+        return start, start + rng.randint(1, 120)
+    lines = text.splitlines(keepends=True)
+    starts = [0]
+    for line in lines:
+        starts.append(starts[-1] + len(line))
+    if kind in OF_ONE_LINE:
+        row = rng.randrange(len(lines))
+        code = lines[row].rstrip()
+        if len(code.strip()) < 4:
+            return None
+        indent = len(code) - len(code.lstrip())
+        column = 0 if kind == "next line" else rng.randint(indent, len(code) - 1)
+        return starts[row] + column, starts[row] + len(code)
+    blocks = list(_statements(text))
+    if not blocks:
+        return None
+    body = rng.choice(blocks)
+    first = rng.randrange(len(body))
+    last = rng.randrange(first, min(len(body), first + 3))
+    # From the end of the line before to the end of the last line, so that the cursor is at the end of a line.
+    return starts[body[first][0] - 1] - 1, starts[body[last][1]] - 1
+
+
+def _statements(text: str) -> Iterator[list[tuple[int, int]]]:
+    """First and last line, counted from 1, of the statements of each function's body, the docstring left out."""
+    try:
+        tree = ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError):
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            body = node.body[1:] if ast.get_docstring(node) is not None else node.body
+            rows = [(statement.lineno, statement.end_lineno) for statement in body if statement.lineno > node.lineno]
+            if rows:
+                yield rows
+
+
+def spans_of_dataset(dataset_name: str, each: int, seed: int, kind: str | None) -> list[Span]:
+    """As `choose_spans`, of a converted dataset's held-out files; raises what `split_sources` does too."""
+    folder = dataset_file(dataset_name, "dev").parent
+    meta = read_meta(folder)
+    files, _ = split_sources(meta, folder, load_tokenizer(meta["flags"]["tokenizer"]))
+    return choose_spans(files, each, seed, (kind,) if kind else KINDS)
+
+
+def read_places(path: Path, most: int) -> list[Span]:
+    """The first places of a jsonl file of RepoEval, CrossCodeEval or HumanEval-Infilling, perhaps compressed.
+
+    Raises:
+        InputError: it cannot be read, or a line of it is not such a place.
+    """
+    spans: list[Span] = []
+    try:
+        with gzip.open(path, "rt") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                if len(spans) == most:
+                    break
+                try:
+                    spans.append(_read_place(json.loads(line)))
+                except (ValueError, KeyError, TypeError, AttributeError) as error:
+                    raise InputError(
+                        f"{path}:{number}: not a place of RepoEval, CrossCodeEval or HumanEval-Infilling ({error!r})"
+                    ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({error})") from None
+    return spans
+
+
+def _read_place(row: dict[str, Any]) -> Span:
+    metadata = row.get("metadata", {})
+    (answer,) = {key: {**metadata, **row}[key] for key in ANSWER_KEYS if key in {**metadata, **row}}.values()
+    path = metadata.get("file") or "/".join(metadata.get("fpath_tuple", ["main.py"]))
+    chunks = row.get("crossfile_context", {}).get("list", [])
+    context = tuple(Chunk(chunk["filename"], 1, chunk["retrieved_chunk"]) for chunk in chunks)
+    suffix = row.get("suffix", row.get("right_context", ""))
+    return Span("next line", path, row["prompt"], answer, suffix, "", context)

@@ -1,0 +1,150 @@
+"""Places in held-out files: which they are, what is filled in there, and what is kept of it."""
+
+import json
+import math
+
+import pytest
+import torch
+from conftest import ROOT
+
+from common.command import InputError
+from completion.engines.torch_engine import vocabulary_of
+from completion.prompt import Beginning, Prompt, read_prompt
+from dataset.sources import SourceFile
+from evaluation.infill import Answer, Place, fill_in, infill_table, summarise, until_stopped
+from evaluation.likelihood import bits_of
+from evaluation.places import KINDS, Span, choose_spans, read_places
+
+JAVA = "class Shop {\n    int price(int count) {\n        return count * 3;\n    }\n}\n"
+
+
+def test_spans_are_pieces_of_the_files_and_always_the_same():
+    file = ROOT / "common" / "files.py"
+    files = [SourceFile(file, "common", "files.py", "Python")]
+    spans = choose_spans(files, 5, seed=1)
+    assert spans == choose_spans(files, 5, seed=1) != choose_spans(files, 5, seed=2)
+    assert [span.kind for span in spans] == [*KINDS] * 5
+    text = file.read_text()
+    for span in spans:
+        assert span.prefix + span.middle + span.suffix in text
+        if span.kind == "next line":
+            assert span.prefix.endswith("\n") or not span.prefix
+        if span.kind in ("next line", "rest of a line"):
+            assert span.suffix.startswith("\n")
+            assert "\n" not in span.middle
+    with pytest.raises(InputError, match="no held-out file"):
+        choose_spans([], 5)
+
+
+def test_evaluate_compares_the_ways_at_the_same_places(project, tmp_path):
+    output = tmp_path / "result.json"
+    command = ("evaluate.py", "--model_path", "tiny", "--infill", 2, "--output", output)
+    printed = project.run(*command).stdout
+    result = json.loads(output.read_text())
+    assert len(result["places"]) == 8
+    ways = ["prefix", "prefix, context", "prefix, suffix", "prefix, suffix, context"]
+    for place in result["places"]:
+        assert list(place["answers"]) == ways
+        own = place["span"]["path"]
+        for answer in place["answers"].values():
+            assert answer["bits"] > 0
+            assert own not in {name.partition(":")[0] for name in answer["shown"]}
+    of_kind = result["infill"]["next line"]
+    assert of_kind["places"] == 2
+    assert "prefix, suffix, context - prefix, suffix" in of_kind["differences"]
+    assert "prefix, context minus prefix: exact" in printed
+    without = json.loads(output.read_text()) if project.run(*command, "--context_tokens", 0) else {}
+    assert list(without["places"][0]["answers"]) == ["prefix", "prefix, suffix"]
+
+
+def test_a_dataset_of_java_alone_is_refused_in_a_line(project, tmp_path):
+    for number in range(10):
+        (tmp_path / f"Shop{number}.java").write_text(JAVA.replace("3", str(number)) * 4)
+    names = ("--source", tmp_path, "--dataset_name", "java", "--tokenizer", "pretrained/tiny")
+    project.run("dataset/convert.py", *names, "--stride", 4, "--segment_len", 30)
+    refused = project.fails("evaluate.py", "--model_path", "tiny", "--infill", 1, "--dataset_name", "java")
+    assert "dev holds no Python file" in refused
+
+
+ROWS = [
+    {"prompt": "a = ", "metadata": {"task_id": "x/0", "ground_truth": "1", "fpath_tuple": ["x", "a.py"]}},
+    {
+        "prompt": "a = ",
+        "groundtruth": "2",
+        "right_context": "\nb = 3",
+        "metadata": {"file": "A.java"},
+        "crossfile_context": {"list": [{"filename": "B.java", "retrieved_chunk": "int b;\n", "score": 1.0}]},
+    },
+    {"task_id": "0", "prompt": "def f():\n", "suffix": "    return x\n", "canonical_solution": "    x = 1\n"},
+]
+
+
+def test_the_published_files_of_places_are_read(project, tmp_path):
+    file = tmp_path / "places.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    repo, cross, human = read_places(file, 9)
+    assert (repo.middle, repo.path, repo.suffix) == ("1", "x/a.py", "")
+    assert (cross.middle, cross.language, cross.suffix) == ("2", "java", "\nb = 3")
+    assert cross.context[0].path == "B.java"
+    assert (human.middle, human.suffix) == ("    x = 1\n", "    return x\n")
+    assert (
+        "next line, 2 places"
+        in project.run("evaluate.py", "--model_path", "tiny", "--infill", 2, "--file_path", file).stdout
+    )
+    file.write_text('{"prompt": "a"}\n')
+    assert "places.jsonl:1" in project.fails("evaluate.py", "--infill", 2, "--file_path", file)
+    assert "cannot be read" in project.fails("evaluate.py", "--infill", 2, "--file_path", tmp_path / "absent.jsonl")
+
+
+def place(path, exact, exact_with_context):
+    span = Span("next line", path, "", "abcd", "", "here")
+    ways = {"prefix": exact, "prefix, context": exact_with_context}
+    answers = {name: Answer("abcd", right, 1.0 * right, 0.1, 4.0 - 2 * right, []) for name, right in ways.items()}
+    return Place(span, answers)
+
+
+def test_differences_are_paired():
+    places = [place(f"{number}.py", number % 2 == 0, True) for number in range(20)]
+    summary = summarise(places)["next line"]
+    difference = summary["differences"]["prefix, context - prefix"]
+    assert difference["exact_match"]["mean"] == 0.5
+    low, high = difference["exact_match"]["interval"]
+    assert 0 < low < 0.5 < high < 1
+    assert difference["bits_per_byte"]["mean"] == pytest.approx(-1 / 3)
+    assert summary["ways"]["prefix"]["bits_per_byte"] == pytest.approx(3 / 4)
+    assert "exact +50.0 [" in infill_table({"next line": summary})
+
+
+def test_what_is_done_is_kept_when_stopped(capsys):
+    def places():
+        yield place("a.py", True, True)
+        raise KeyboardInterrupt
+
+    assert len(until_stopped(places(), 5)) == 1
+    assert capsys.readouterr().err == "stopped: 1 of 5 places are done\n"
+    assert summarise([]) == {}
+
+
+def test_bits_are_those_of_the_model_among_the_tokens_that_can_follow(model):
+    vocabulary = vocabulary_of(model.eval())
+    ids = vocabulary.encode("def add(a, b):\n    return")
+    more = vocabulary.encode(" a + b")
+    log_probs = model.gpt(torch.tensor([ids + more])).logits[0, len(ids) - 1 : -1].log_softmax(-1)
+    expected = -sum(log_probs[place, token].item() for place, token in enumerate(more)) / math.log(2)
+    assert bits_of(model, Prompt(ids, Beginning(vocabulary)), " a + b") == pytest.approx(expected, rel=1e-4)
+    healed = read_prompt(vocabulary, "def add(a, b):\n    retu", "python", 128, 8)
+    assert healed.beginning.text.endswith(b"retu")
+    first = model.gpt(torch.tensor([healed.ids])).logits[0, -1]
+    allowed = healed.beginning.allowed(())
+    (token,) = vocabulary.encode(" return")
+    share = first[allowed].log_softmax(-1)[allowed.index(token)].item()
+    assert bits_of(model, healed, "rn") == pytest.approx(-share / math.log(2), rel=1e-4)
+
+
+def test_each_way_is_asked_with_what_it_may_see(model):
+    from completion.engines.torch_engine import TorchEngine
+
+    seen = []
+    span = Span("next line", "a.py", "x = 1\n", "y = 2", "\nz = 3\n", "here")
+    list(fill_in(TorchEngine(model.eval()), [span], lambda span, suffix: seen.append(suffix) or ()))
+    assert seen == ["", span.suffix]
