@@ -65,7 +65,7 @@ class EvaluateFlags(Flags):
     context_tokens: int = flag(
         500, "with --infill N: most tokens of context; 0: measure without alone", at_least=0, at_most=1_000_000
     )
-    no_infill: bool = flag(False, "with --infill, never show the suffix")
+    no_infill: bool = flag(False, "with --infill line, leave what follows the line out of account")
     max_problems: int = flag(0, "only the first so many problems, or lines of them; 0: all", at_least=0)
     n_samples: int = flag(1, "completions of each problem: 1 is greedy", at_least=1, at_most=10_000)
     k: str = flag("1", "which pass@k to report, as in 1,10")
@@ -158,21 +158,21 @@ def evaluate_infill(flags: EvaluateFlags) -> None:
     from completion.engines.load_engine import load_engine
     from evaluation.infill import Contexts, as_json, fill_in, infill_table, summarise, until_stopped
     from evaluation.likelihood import load_scorer
-    from evaluation.places import read_places, spans_of_dataset
+    from evaluation.places import KINDS, read_places, spans_of_dataset
 
     number = int(flags.infill)
+    kinds = (flags.infill_kind,) if flags.infill_kind else KINDS
     if flags.file_path:
         spans, what = read_places(Path(flags.file_path), number), flags.file_path
     else:
         spans, what = (
-            spans_of_dataset(flags.dataset_name, number, flags.seed, flags.infill_kind),
+            spans_of_dataset(flags.dataset_name, number, flags.seed, kinds),
             f"{flags.dataset_name}'s held-out files",
         )
     engine = load_engine(flags.model_path, flags.precision)
     contexts = Contexts(engine, flags.repository, flags.context_tokens)
     bits = load_scorer(find_pretrained(flags.model_path), engine)
-    find_context = contexts if contexts.any_for(spans) else None
-    places = until_stopped(fill_in(engine, spans, not flags.no_infill, find_context, bits), len(spans))
+    places = until_stopped(fill_in(engine, spans, contexts if contexts.any_for(spans) else None, bits), len(spans))
     summary = summarise(places)
     result = {"infill": summary, "places": as_json(places)}
     write_result(flags, {"model": flags.model_path, "flags": asdict(flags), **result})

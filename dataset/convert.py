@@ -89,17 +89,20 @@ class ConvertConfig(Flags):
 
 
 def main() -> None:
-    config = parse_flags(ConvertConfig, __doc__)
+    convert(parse_flags(ConvertConfig, __doc__))
+
+
+def convert(config: ConvertConfig) -> None:
+    """Write the dataset that the flags ask for in the place of an older one, and print what it holds."""
     folder = ROOT / "dataset" / config.dataset_name / "json"
     check_writable(folder.parent)
     with lock(folder.with_name("convert.lock")):
         recover_folder(folder)  # as a convert.py that was killed may have left it
         check_output(folder, config.source)
-        convert(config, folder)
+        _convert(config, folder)
 
 
-def convert(config: ConvertConfig, folder: Path) -> None:
-    """Replace `folder` by the dataset that the flags ask for, and print what it holds."""
+def _convert(config: ConvertConfig, folder: Path) -> None:
     if config.num_workers:
         os.environ["RAYON_NUM_THREADS"] = str(config.num_workers)
     os.environ["TOKENIZERS_PARALLELISM"] = "true"

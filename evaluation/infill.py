@@ -93,18 +93,18 @@ class Contexts:
 def fill_in(
     engine: Engine,
     spans: Sequence[Span],
-    use_suffix: bool,
     find_context: Callable[[Span, str], Sequence[Chunk]] | None = None,
     bits: Callable[[Prompt, str], float] | None = None,
+    ways: Sequence[tuple[bool, bool]] = WAYS,
 ) -> Iterator[Place]:
     """Have each span filled in greedily: in one line, or the block.
 
     Args:
-        use_suffix: whether to measure with the suffix too.
         find_context: of a span and the suffix that is shown, the chunks; None: no way with context.
         bits: of a prompt and a text, the bits that the text costs.
+        ways: with suffix or not, with context or not.
     """
-    ways = [way for way in WAYS if (use_suffix or not way[0]) and (find_context or not way[1])]
+    ways = [way for way in ways if find_context or not way[1]]
     for span in spans:
         answers = {}
         for with_suffix, with_context in ways:

@@ -120,12 +120,12 @@ def _statements(text: str) -> Iterator[list[tuple[int, int]]]:
                 yield rows
 
 
-def spans_of_dataset(dataset_name: str, each: int, seed: int, kind: str | None) -> list[Span]:
+def spans_of_dataset(dataset_name: str, each: int, seed: int, kinds: Sequence[str] = KINDS) -> list[Span]:
     """As `choose_spans`, of a converted dataset's held-out files; raises what `split_sources` does too."""
     folder = dataset_file(dataset_name, "dev").parent
     meta = read_meta(folder)
     files, _ = split_sources(meta, folder, load_tokenizer(meta["flags"]["tokenizer"]))
-    return choose_spans(files, each, seed, (kind,) if kind else KINDS)
+    return choose_spans(files, each, seed, kinds)
 
 
 def read_places(path: Path, most: int) -> list[Span]:

@@ -16,8 +16,9 @@ FLOORS = (
     {"training", "completion"},
     {"serving", "evaluation"},
     {"trainer", "charts"},
-    {"benchmarks"},
+    {"benchmarks", "adaptation"},
     {"train", "evaluate", "interact", "analysis", "serve"},
+    {"adapt"},  # which calls what the others call
 )
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 FILES = sorted([*ROOT.glob("*.py"), *(file for room in ROOMS for file in (ROOT / room).glob("*.py"))])

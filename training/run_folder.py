@@ -13,7 +13,8 @@ from training.config import TrainConfig
 
 # What a run leaves in its folder, also when it is killed while it writes. Nothing else there is ever deleted.
 RUN_FILE = re.compile(
-    r"(0_GPTSingleHead|last|tensorboard|wandb|hyperparams\.json|ck_report\.json|log\.out|run\.lock)"
+    r"(0_GPTSingleHead|last|tensorboard|wandb|hyperparams\.json|ck_report\.json|log\.out|run\.lock"
+    r"|adapt\.json|adapt_places\.json|humaneval_(before|after)\.jsonl|[^.]+\.gguf)"
     r"(\.autocoder-new|\.autocoder-old|\.\d+\.tmp)?"
 )
 

@@ -146,5 +146,5 @@ def test_each_way_is_asked_with_what_it_may_see(model):
 
     seen = []
     span = Span("next line", "a.py", "x = 1\n", "y = 2", "\nz = 3\n", "here")
-    list(fill_in(TorchEngine(model.eval()), [span], True, lambda span, suffix: seen.append(suffix) or ()))
+    list(fill_in(TorchEngine(model.eval()), [span], lambda span, suffix: seen.append(suffix) or ()))
     assert seen == ["", span.suffix]

@@ -1,0 +1,292 @@
+"""Adapt a model to your own repository: measure it there, train it for the time you have, measure it again.
+
+python adapt.py ~/my_project                                          asks nothing; half an hour
+python adapt.py ~/my_project --minutes 10 --model_select tiny --output result.json
+
+Stopped at any moment, the same command goes on where it was. Nothing leaves this machine; a base model may come from
+the Hub.
+"""
+
+import contextlib
+import io
+import json
+import logging
+import math
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adaptation.state import LOSS_SHARE, MEASURE_SHARE, AdaptFlags, State, find_run
+from common.command import InputError, parse_flags, run_command
+from common.files import atomic_write, dataset_file
+from evaluation.loss import SingleCLMEvaluator
+
+if TYPE_CHECKING:
+    from model import GPTSingleHead
+    from trainer import ModelTrainer
+
+EVALUATIONS = 8  # while it is trained
+LEAST_STEPS, LEAST_TOKENS = 10, 5000  # of training; in train
+# Of Python's own library, to see what is forgotten.
+GENERAL = (
+    "argparse ast bdb calendar codecs configparser csv datetime difflib dis doctest enum fractions ftplib functools "
+    "gettext inspect ipaddress locale mailbox optparse pickle platform plistlib pprint random shutil socket statistics "
+    "subprocess tarfile tempfile textwrap threading timeit trace typing uuid zipfile"
+)
+
+
+def main() -> None:
+    flags = parse_flags(AdaptFlags, __doc__)
+    if not Path(flags.folder).is_dir():
+        raise InputError(f"{flags.folder}: no such folder; name the folder of a project")
+    run_folder, earlier = find_run(flags)
+
+    from adaptation.measuring import measure
+    from common.devices import keep_freed_memory
+    from training.config import TrainConfig
+    from training.run_folder import hold
+
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    logging.getLogger().handlers[0].setLevel(logging.WARNING)  # the rest goes to log.out
+    keep_freed_memory()
+    with hold(run_folder, TrainConfig(run_name=run_folder.name, restore_training=True)):
+        state = State(run_folder, flags)
+        if "config" not in state:
+            prepare(state, earlier)
+        measure(state, "before", state["config"]["model_select"])
+        if "trained" not in state:
+            train_model(state)
+        measure(state, "after", str(run_folder))
+        report(state)
+
+
+# ---- before ---------------------------------------------------------------------------------------------------------
+
+
+def prepare(state: State, earlier: Path | None) -> None:
+    """Choose the base, convert the repository, and plan the training by the speed that is measured now.
+
+    Raises:
+        InputError: too little code, or too little time, to learn anything.
+    """
+    from adaptation.budget import LARGEST_WHOLE, ROW_TOKENS, ROWS, batch_flags, read_machine, shape_of
+    from adaptation.comparison import load_model, measure_loss
+    from common.model_files import find_pretrained
+    from completion.tokens import context_length
+    from dataset.format import read_meta
+    from training.fim import learn_fim_words
+
+    flags, machine = state.flags, read_machine()
+    cores = f"{machine.cores} cores" if machine.device == "cpu" else "a GPU"
+    print(f"this machine: {cores}, {machine.memory / 2**30:.1f} GiB free; {flags.minutes:g} minutes")
+    base = flags.model_select or choose_base(state, machine)
+    row = min(ROW_TOKENS, context_length(find_pretrained(base)))
+    convert_sources(state, base, row)
+    splits = [of_language["train"] for of_language in read_meta(state.files["project"].parent)["languages"].values()]
+    if (tokens := sum(split["window_tokens"] for split in splits)) < LEAST_TOKENS:
+        raise InputError(f"{flags.folder}: only {tokens:,} tokens to train on; at least {LEAST_TOKENS:,} are needed")
+    models = [base, *([str(earlier)] if earlier else [])]
+    losses = {path: measure_loss(load_model(path, row), state.files["project"], 32) for path in models}
+    if earlier:
+        bits = {path: of_path["bits_per_byte"] for path, of_path in losses.items()}
+        base = min(bits, key=bits.get)
+        print(f"bits per byte of held-out files: {', '.join(f'{path} {bits[path]:.3f}' for path in bits)}; from {base}")
+    model, began = load_model(base, row), time.monotonic()
+    windows = min(8, measure_loss(model, state.files["project"], 8)["tokens"] // row + 1)
+    window_seconds = (time.monotonic() - began) / windows
+    shape = shape_of(model)
+    lora_r = flags.lora_r if flags.lora_r >= 0 else 16 * (shape.parameters > LARGEST_WHOLE)
+    step_seconds = window_seconds * ROWS * (2.2 if lora_r else 3)  # a backward pass takes as long as two forward
+    seconds = state.seconds * (1 - 2 * MEASURE_SHARE) - state.spent
+    if (steps := int(seconds / step_seconds)) < LEAST_STEPS:
+        needed = (state.spent + LEAST_STEPS * step_seconds) / (1 - 2 * MEASURE_SHARE) / 60
+        raise InputError(
+            f"{base}: {flags.minutes:g} minutes are too few to gain anything, about {max(0, steps)} steps of training; "
+            f"give --minutes {math.ceil(10 * needed) / 10:g} or more, or a smaller --model_select"
+        )
+    fim_rate = 0.5
+    try:
+        learn_fim_words(model)
+    except InputError as error:
+        fim_rate = print(f"note: it will not learn to fill in: {error}") or 0.0
+    passes = steps * ROWS / sum(split["windows"] for split in splits)
+    how = f"LoRA of rank {lora_r}" if lora_r else "the whole model"
+    print(f"training: about {steps} steps of {ROWS} x {row} tokens, {passes:.1f} passes over the files, {how}")
+    config = {
+        "model_select": base,
+        "dataset_name": state.name,
+        "run_name": state.name,
+        "max_steps": steps,
+        "num_epochs_train": 1_000_000,
+        "max_seq_length": row,
+        "fim_rate": fim_rate,
+        "lora_r": lora_r,
+        "lora_alpha": 2.0 * lora_r or 32.0,
+        "lr": flags.lr or (1e-3 if lora_r else 2e-4),
+        "warmup_ratio": 0.1,
+        "evaluation_steps": max(1, steps // EVALUATIONS),
+        "logging_steps": max(1, steps // EVALUATIONS // 4),
+        "dev_windows": max(8, int(0.1 * seconds / EVALUATIONS / window_seconds)),
+        "early_stop": 1000,
+        "seed": flags.seed,
+        **batch_flags(shape, machine, bool(lora_r)),
+    }
+    loss_windows = max(8, int(LOSS_SHARE * state.seconds / window_seconds))
+    state.save(config=config, loss_windows=loss_windows, total_steps=steps)
+
+
+def choose_base(state: State, machine: Any) -> str:
+    """The model to start from; says why."""
+    from adaptation.budget import choose_bases
+    from common.model_files import find_pretrained
+
+    names, reasons = choose_bases(machine, state.seconds * (1 - 2 * MEASURE_SHARE))
+    for name in names:
+        try:
+            find_pretrained(name)
+        except InputError as error:
+            reasons.append(str(error))
+            continue
+        print(f"base model: {name}, the best that this machine can train in the time; " + "; ".join(reasons))
+        return name
+    raise AssertionError("tiny is always there")
+
+
+def convert_sources(state: State, base: str, row: int) -> None:
+    """Make two datasets: of the repository, which is described, and of some files of Python's own library."""
+    from dataset.convert import ConvertConfig, convert
+    from dataset.sources import source_root
+
+    library = [source_root("stdlib") / f"{name}.py" for name in GENERAL.split()]
+    shared = {"tokenizer": base, "whole_files": True, "segment_len": row - 2, "seed": state.flags.seed}
+    convert(ConvertConfig(source=(state.folder,), dataset_name=state.name, drop_clones=True, **shared))
+    general = tuple(str(file) for file in library if file.is_file())
+    with contextlib.redirect_stdout(io.StringIO()):
+        convert(ConvertConfig(source=general, dataset_name=f"{state.name}_library", dev_size=0.9, **shared))
+
+
+# ---- training -------------------------------------------------------------------------------------------------------
+
+
+def train_model(state: State) -> None:
+    import torch
+
+    from common.devices import choose_device
+    from train import make_trainer, memory_advice
+    from training.config import TrainConfig
+    from training.run_folder import start_files
+
+    config = TrainConfig(**state["config"], restore_training=(state.run_folder / "last").is_dir())
+    files = [dataset_file(state.name, split) for split in ("train", "dev")]
+    device = choose_device()
+    torch.manual_seed(config.seed)
+    with memory_advice(device):
+        trainer = make_trainer(config, files, state.run_folder, device)
+        start_files(state.run_folder, TrainConfig(**state["config"], restore_training=True))
+        trainer.total_steps = state["total_steps"]
+        trainer.dev_evaluator = Pace(trainer, state)
+        trained = trainer.train()
+    if trainer.stop.signal:
+        print(f"stopped after step {trainer.progress.step}; the same command goes on", flush=True)
+        sys.exit(130 if trainer.stop.signal == signal.SIGINT else 0)
+    state.save(trained=trained)
+
+
+class Pace(SingleCLMEvaluator):
+    """The trainer's evaluator, which plans the rest of the training anew each time, so that it ends in time.
+
+    Args:
+        trainer: whose evaluator this is to be, and whose `total_steps` it changes.
+        state: told how far the training is.
+    """
+
+    def __init__(self, trainer: "ModelTrainer", state: State):
+        self.__dict__ |= vars(trainer.dev_evaluator)
+        self._trainer, self._state = trainer, state
+        self._began, self._first = state.spent, None
+        # The adapted model is measured at the same places as the base.
+        self._ends = state.seconds - 1.05 * state["before"]["seconds"] - 2
+
+    def __call__(
+        self, model: "GPTSingleHead", interrupted: Callable[[], bool] = lambda: False
+    ) -> dict[str, float] | None:
+        from tqdm import tqdm
+
+        scores = super().__call__(model, interrupted)
+        if scores is None:
+            return None
+        trainer, state, step = self._trainer, self._state, self._trainer.progress.step
+        if self._first is None:  # the step that this command went on after
+            self._first = (step - 1) // trainer.config.evaluation_steps * trainer.config.evaluation_steps
+        left = max(0.0, self._ends - state.spent)
+        if step < trainer.total_steps:
+            trainer.total_steps = step + int(left * (step - self._first) / (state.spent - self._began))
+        state.save(total_steps=trainer.total_steps)
+        base = state["before"]["losses"]["project"]["loss"]
+        tqdm.write(
+            f"  step {step} of {trainer.total_steps}: held-out loss {scores['loss']:.4f} (base {base:.4f}), "
+            f"{left / 60:.1f} minutes of training left"
+        )
+        return scores
+
+
+# ---- after ----------------------------------------------------------------------------------------------------------
+
+
+def report(state: State) -> None:
+    """Tell and keep what has changed, write the GGUF file, and say how to use the model."""
+    from adaptation.comparison import chart, compare, tell
+    from completion.gguf_export.errors import CannotConvert
+    from completion.gguf_export.gguf_file import convert
+    from dataset.format import read_meta
+
+    before, after = state["before"], state["after"]
+    meta = read_meta(state.files["project"].parent)
+    result = {
+        "repository": state.folder,
+        "commit": meta["sources"][0]["version"],
+        "flags": state["config"],
+        "trained": state["trained"],
+        "losses": {"before": before["losses"], "after": after["losses"]},
+        "places": compare(before["places"], after["places"]),
+        "answers": {"before": before["places"], "after": after["places"]},
+    }
+    if state.flags.humaneval:
+        result["humaneval"] = {"before": before["humaneval"], "after": after["humaneval"]}
+    told, best, gguf = tell(result), state.run_folder / "0_GPTSingleHead", state.run_folder / f"{state.name}.gguf"
+    print(f"\n{told}\n")
+    write_card(best / "README.md", result, [name for source in meta["sources"] for name in source["files"]], told)
+    try:
+        convert(best, gguf)
+    except CannotConvert as error:
+        print(f"note: no GGUF file: {error}")
+    result["minutes"] = state.spent / 60
+    if state.flags.output:
+        output = Path(state.flags.output)
+        with atomic_write(output) as file:
+            json.dump(result, file, indent=1)
+        print(f"written: {output} and {chart(result, output.with_suffix('.png'))}")
+    state.save(done=True)
+    flags = f"--model_path {shlex.quote(str(state.run_folder))} --repository {shlex.quote(state.folder)}"
+    print(f"{state.spent / 60:.1f} minutes; the model is in {state.run_folder}")
+    print(f"in the editor:      python serve.py {flags}")
+    print(f"in a conversation:  python interact.py {flags}")
+
+
+def write_card(path: Path, result: dict[str, Any], files: list[str], told: str) -> None:
+    """Add to the model's card what it was adapted to; once, whatever was stopped."""
+    title, names = "## Adapted to a repository", "\n".join(f"- `{name}`" for name in files)
+    card = path.read_text(encoding="utf-8").partition(title)[0].rstrip()
+    where = f"`{Path(result['repository']).name}`, {result['commit'] or 'not in git'}"
+    with atomic_write(path) as file:
+        file.write(
+            f"{card}\n\n{title}\n\n{where}\n\n```\n{told}\n```\n\nIts files, some of them held out:\n\n{names}\n"
+        )
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,78 @@
+"""What is measured of a model before and after it is adapted."""
+
+import gc
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from adaptation.comparison import KINDS, answer_places, load_model, measure_loss
+from adaptation.state import MEASURE_SHARE, State
+from common.files import atomic_write
+from common.json_files import read_json
+from evaluation.places import Span, spans_of_dataset
+
+PLACES = "adapt_places.json"  # in the run folder
+MOST_PLACES = 400  # of a kind
+
+
+def measure(state: State, stage: str, path: str) -> None:
+    """Losses, places and problems of a model; what an earlier command has measured is not measured again."""
+    from tqdm import tqdm
+
+    done = state.values.setdefault(stage, {"seconds": 0.0, "places": []})
+    began = state.spent - done["seconds"]
+
+    def save() -> None:
+        done["seconds"] = state.spent - began
+        state.save()
+
+    print(f"measuring {'the base' if stage == 'before' else 'the adapted model'} on the held-out files", flush=True)
+    if "losses" not in done:
+        model = load_model(path, state["config"]["max_seq_length"])
+        done["losses"] = {n: measure_loss(model, file, state["loss_windows"]) for n, file in state.files.items()}
+        del model
+        save()
+    spans = choose_places(state)
+    ends = state.seconds * MEASURE_SHARE
+    wanted = len(state["before"]["places"]) if stage == "after" else len(spans)
+    if not done.get("complete"):
+        left = spans[len(done["places"]) : wanted]
+        bar = tqdm(answer_places(path, left, state.folder), "fill in", wanted, leave=False, disable=None)
+        for answers in bar:
+            done["places"].append(answers)
+            save()
+            if stage == "before" and done["seconds"] > ends and len(done["places"]) >= 2:
+                break
+        bar.close()
+        done["complete"] = True
+    if state.flags.humaneval and "humaneval" not in done:
+        done["humaneval"] = solve_lines(state, stage, path)
+    save()
+    gc.collect()
+
+
+def choose_places(state: State) -> list[Span]:
+    """The places in the held-out files, chosen once: a file may change before a stopped command goes on."""
+    file = state.run_folder / PLACES
+    if not file.is_file():
+        spans = spans_of_dataset(state.name, MOST_PLACES, state.flags.seed, KINDS)
+        with atomic_write(file) as opened:
+            json.dump([asdict(span) for span in spans], opened)
+    rows = read_json(file, list[dict[str, Any]], "remove the run folder, and the adaptation starts anew")
+    return [Span(**row | {"context": ()}) for row in rows]
+
+
+def solve_lines(state: State, stage: str, path: str) -> dict[str, Any]:
+    from completion.engines.load_engine import load_engine
+    from evaluation.solving import Solving, model_fingerprint, solve
+
+    before = state["before"]
+    a_place = before["seconds"] / max(1, len(before["places"])) / 2
+    limit = state.values.setdefault("problems", max(10, int(0.05 * state.seconds / a_place)))
+    samples = state.run_folder / f"humaneval_{stage}.jsonl"
+    solving = Solving(max_new_tokens=128, infill="line")
+    result, _ = solve(
+        Path(state.flags.humaneval), lambda: load_engine(path), model_fingerprint(path), solving, [1], samples, limit
+    )
+    return result["pass_at_k"]["1"]

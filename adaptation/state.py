@@ -1,0 +1,96 @@
+"""The flags of adapt.py, and how far an adaptation is, kept in its run folder."""
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from common.command import Flags, InputError, flag, folder_name, output_file
+from common.files import ROOT, atomic_write
+from common.json_files import read_json
+from training.run_folder import is_run
+
+STATE = "adapt.json"  # in the run folder
+MEASURE_SHARE, LOSS_SHARE = 0.16, 0.03  # of the time: for measuring the base, as again the adapted model; for one loss
+
+
+@dataclass
+class AdaptFlags(Flags):
+    folder: str = flag(".", "the repository: any folder of .py and .java files", positional=True)
+    minutes: float = flag(30.0, "how long the whole command may take", above=0, at_most=100_000)
+    model_select: str = flag("", "the model to start from, as train.py's; else what suits this machine and the time")
+    run_name: str = flag("", "folder below model/; else <folder>_adapted, then _adapted_2 ...", type=folder_name)
+    lora_r: int = flag(-1, "rank of LoRA's matrices; 0: none; -1: for large models", at_least=-1, at_most=4096)
+    lr: float | None = flag(None, "peak learning rate; else 2e-4, with LoRA 1e-3", type=float, above=0)
+    humaneval: str | None = flag(
+        None, "also measure how single lines of these problems are filled in; RUNS what the model writes", type=str
+    )
+    output: str | None = flag(
+        None, "write the results as JSON to this file, and a chart beside it", type=output_file(".json")
+    )
+    seed: int = flag(122, "of the choice of held-out files and of the training", at_least=0, below=2**31)
+
+
+class State:
+    """What is done already, in the run folder, so that a command that was stopped goes on."""
+
+    def __init__(self, run_folder: Path, flags: AdaptFlags):
+        self.flags, self.run_folder, self.name = flags, run_folder, run_folder.name
+        self.folder, self.seconds = str(Path(flags.folder).resolve()), 60 * flags.minutes
+        self.files = {
+            "project": ROOT / "dataset" / self.name / "json" / "dev.jsonl",
+            "library": ROOT / "dataset" / f"{self.name}_library" / "json" / "dev.jsonl",
+        }
+        self.values: dict[str, Any] = {"flags": asdict(flags) | {"folder": self.folder}, "spent": 0.0}
+        if (run_folder / STATE).is_file():
+            self.values = read_state(run_folder)
+        self._began = time.monotonic() - self.values["spent"]
+
+    def __getitem__(self, name: str) -> Any:
+        return self.values[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.values
+
+    def save(self, **new: Any) -> None:
+        self.values |= new | {"spent": self.spent}
+        with atomic_write(self.run_folder / STATE) as file:
+            json.dump(self.values, file, indent=1)
+
+    @property
+    def spent(self) -> float:
+        """Seconds that this adaptation has taken, with those of commands that were stopped."""
+        return time.monotonic() - self._began
+
+
+def read_state(run_folder: Path) -> dict[str, Any]:
+    return read_json(run_folder / STATE, dict[str, Any], "remove the folder, and the adaptation starts anew")
+
+
+def find_run(flags: AdaptFlags) -> tuple[Path, Path | None]:
+    """The run folder to begin or to go on in, and that of the last adaptation of this repository that is complete.
+
+    Raises:
+        InputError: an adaptation was stopped that had other flags.
+    """
+    folder, earlier, number = Path(flags.folder).resolve(), None, 1
+    name = flags.run_name or f"{folder.name}_adapted"
+    while True:
+        run_folder = ROOT / "model" / (name if number == 1 else f"{name}_{number}")
+        number += 1
+        if not (run_folder / STATE).is_file():
+            if not is_run(run_folder):
+                return run_folder, earlier
+            continue
+        values = read_state(run_folder)
+        if values["flags"]["folder"] == str(folder) and "done" in values:
+            earlier = run_folder
+        elif values["flags"]["folder"] == str(folder):
+            kept = vars(flags) | {"folder": str(folder), "output": values["flags"]["output"]}
+            for key in (key for key in kept if kept[key] != values["flags"][key]):
+                raise InputError(
+                    f"{run_folder}: was stopped, and began with --{key} {values['flags'][key]}; go on with the same "
+                    "flags, or remove the folder"
+                )
+            return run_folder, earlier

@@ -1,0 +1,78 @@
+"""adapt.py as a real process: measured, trained and measured again in the time given, killed, and with bad inputs."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+MODULES = (
+    "bisect", "heapq", "textwrap", "shlex", "string", "queue", "sched", "fnmatch", "colorsys", "csv", "copy", "cmd",
+    "code", "bdb", "calendar", "gettext",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("repositories") / "tools"
+    folder.mkdir()
+    for name in MODULES:
+        shutil.copy(Path(os.__file__).parent / f"{name}.py", folder)
+    (folder / "short.py").write_text("LIMIT = 3\n")
+    return folder
+
+
+def test_killed_while_it_trains_the_same_command_goes_on_and_keeps_its_time(project, repository, without_markers):
+    output = project.folder / "adapted.json"
+    command = ["adapt.py", repository, "--model_select", without_markers, "--minutes", 0.5, "--output", output]
+    process = subprocess.Popen(
+        [sys.executable, "-u", *map(str, command)], cwd=project.folder, stdout=subprocess.PIPE, text=True
+    )
+    said = []
+    for line in process.stdout:
+        said.append(line)
+        if line.lstrip().startswith("step 2"):
+            break
+    process.kill()
+    assert process.wait() == -signal.SIGKILL, "".join(said)
+    process.stdout.close()
+    run = project.folder / "model" / "tools_adapted"
+    state = json.loads((run / "adapt.json").read_text())
+    done = project.run(*command)
+    assert "files read" in "".join(said)
+    assert "files read" not in done.stdout
+    assert "adapted, with context minus base, with context" in done.stdout
+    assert f"python serve.py --model_path {run} --repository {repository}" in done.stdout
+    result = json.loads(output.read_text())
+    assert output.with_suffix(".png").exists()
+    assert result["answers"]["before"] == state["before"]["places"]
+    before, after = result["answers"]["before"], result["answers"]["after"]
+    assert [place["wanted"] for place in before] == [place["wanted"] for place in after]
+    assert result["losses"]["after"]["project"]["loss"] < result["losses"]["before"]["project"]["loss"]
+    assert result["minutes"] < 1.5  # a busy machine may be late
+    card = (run / "0_GPTSingleHead" / "README.md").read_text()
+    assert "`tools`, not in git" in card
+    assert "`short.py`" in card
+    assert (run / "tools_adapted.gguf").exists()
+
+    # After a week: another run, which starts from the better model.
+    again = project.run(*command[:-2], "--minutes", 0.01, check=False)
+    assert "from" in again.stdout
+    assert f"{run}" in again.stdout
+    assert "0.01 minutes are too few" in again.stderr
+    assert not (project.folder / "model" / "tools_adapted_2").exists()
+
+
+def test_what_cannot_work_is_said_before_time_is_spent(project, tmp_path, without_markers):
+    assert "no such folder" in project.fails("adapt.py", tmp_path / "nowhere")
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.py").write_text(f"{name.upper()} = 1\n" * 40)
+    message = project.fails("adapt.py", tmp_path, "--model_select", without_markers, "--run_name", "little")
+    assert "tokens to train on; at least" in message
+    assert "no .py or .java file" in project.fails("adapt.py", project.folder / "pretrained")
+    assert "--minutes 0" in project.fails("adapt.py", tmp_path, "--minutes", 0)
+    assert "no such folder" in project.fails("adapt.py", tmp_path, "--model_select", "./nothing")
