@@ -1,1 +1,1 @@
-"""Where a completion ends: Python's and Java's blocks, what follows the cursor, repetition."""
+"""Stop rules: a completion ends with its block, before the suffix, or when it repeats itself."""

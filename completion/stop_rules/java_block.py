@@ -1,176 +1,179 @@
-"""Where a completion of Java ends with its block."""
+"""Stop rule for Java: a completion ends with its block."""
 
 import re
 from dataclasses import dataclass
 
 _PAIRS = {"(": ")", "[": "]", "{": "}"}
-_WHOLE = {*_PAIRS, *_PAIRS.values(), ";", ","}
+_WHOLE = {*_PAIRS, *_PAIRS.values(), ";", ","}  # tokens that no further character can change
 _TYPES = {"class", "interface", "enum"}
 _EXPRESSION = {"=", "return", "yield", "throw", "new", "->", "+=", "assert"}
-_CARRY_ON = {
+# Words that may continue a statement after its block, by a word that the statement begins with.
+_CLAUSES = {
     "if": {"else"}, "do": {"while"}, "try": {"catch", "finally"}, "catch": {"catch", "finally"},
 }  # fmt: skip
-_JAVA = re.compile(
+_TOKEN = re.compile(
     r'''(?P<comment>//[^\n]*|/\*.*?(?:\*/|\Z))|"""(?:\\(?:.|\Z)|[^\\])*?(?:"""|\Z)|"(?:\\(?:.|\Z)|[^"\\\n])*"?|'(?:\\(?:.|\Z)|[^'\\\n])*'?|[\w$]+|->|::|\+=|[=!<>]=|\S''',
     re.DOTALL,
 )
-_JAVA_COMMENT = re.compile(r"//[^\n]*|/\*.*?(?:\*/|\Z)", re.DOTALL)
-
-
-def _declares_type(head: list[str]) -> bool:
-    """Whether a brace behind this head holds members; `record` is also a name, as in `void record(`."""
-    is_record = "record" in head and head[head.index("record") + 1 :][:1] not in ([], [")"])
-    return is_record or bool(_TYPES & set(head))
+_COMMENT = re.compile(r"//[^\n]*|/\*.*?(?:\*/|\Z)", re.DOTALL)
 
 
 @dataclass
 class _Bracket:
-    """An open bracket of Java: what it holds, and the statement it stands in."""
+    """An open bracket, what it contains, and the statement that it is in."""
 
     sign: str
-    holds: str  # "members", "statements" or "values"
+    contains: str  # "members", "statements" or "values"
     in_expression: bool
-    head: list[str]  # the statement's words and brackets before it
+    statement: list[str]  # the words and closing brackets of the statement before it
 
 
 class JavaBlock:
-    """Ends with the statement whose block the prompt opened; a brace inside an expression ends with its `;`.
+    """Ends with the statement whose block the prompt opened; a brace in an expression, with its `;`.
 
-    Clauses (`else`, `catch`, `while` of a `do`) belong to their statement. Without a block that was just opened: in a
-    class or outside, the completion is one member or declaration; in a block, it goes to the block's end.
+    Clauses (`else`, `catch`, `while` of a `do`) belong to their statement. If the prompt has not just opened a block:
+    among the members of a class or outside, the completion is one member or declaration; among statements, it goes to
+    the end of the block around them.
     """
 
     def __init__(self, prompt: str):
         self._open: list[_Bracket] = []
-        self._head: list[str] = []  # the words of the statement so far
-        self._target, self._opening = -1, False
-        self._held: tuple[int, set[str]] | None = None  # a possible end, and the words that would carry on
-        self._done, self._last, self._at = -1, "", 0
+        self._statement: list[str] = []  # the words of the statement so far
+        self._level = -1  # how many brackets are open around the statement to complete
+        self._may_open = False  # whether the prompt began a statement that is the one to complete if it opens a block
+        self._possible_end: tuple[int, set[str]] | None = None  # and the words that would continue the statement
+        self._end, self._last, self._read_to = -1, "", 0
         self._read(prompt)
-        self._rest = prompt[self._at :]
-        self._at = 0
-        in_arguments = bool(self._open) and self._open[-1].sign != "{"
-        self._choose(in_arguments or bool(self._head or _JAVA_COMMENT.sub("", self._rest).strip()))
-        self._held, self._done = None, -1
+        self._unread = prompt[self._read_to :]
+        self._read_to = 0
+        self._choose_statement()
+        self._possible_end, self._end = None, -1
 
     @property
     def is_open(self) -> bool:
         """Whether the prompt leaves a brace, a parenthesis or a comment open."""
-        rest = self._rest.strip()
+        rest = self._unread.strip()
         return bool(self._open) or (rest.startswith("/*") and not (rest.endswith("*/") and len(rest) > 3))
 
     @property
     def is_empty(self) -> bool:
         """Whether the prompt's last token opens a block of members or statements."""
-        blank = not _JAVA_COMMENT.sub("", self._rest).strip()
-        return self._last == "{" and self._open[-1].holds != "values" and blank
+        return self._last == "{" and self._open[-1].contains != "values" and not self._has_unread_word()
 
     def __call__(self, text: str) -> tuple[int, bool]:
-        given = len(self._rest)
-        if self._done < 0:
-            self._read(self._rest + text)
-        if self._done >= 0:
-            return max(0, self._done - given), True
-        safe = self._held[0] - given if self._held else len(text.rstrip())
+        before = len(self._unread)
+        if self._end < 0:
+            self._read(self._unread + text)
+        if self._end >= 0:
+            return max(0, self._end - before), True
+        safe = self._possible_end[0] - before if self._possible_end else len(text.rstrip())
         return max(0, safe), False
 
-    def _choose(self, begun: bool) -> None:
-        """Which statement to complete, as the number of brackets around it."""
-        level = self._statement_level(len(self._open)) if begun else len(self._open)
-        in_members = level == 0 or self._open[level - 1].holds == "members"
-        if (begun or self._last != "{") and in_members:
-            self._target = level
-        else:
-            self._opening = begun
-            self._target = level if begun else self._statement_level(level - 1)
+    def _has_unread_word(self) -> bool:
+        return bool(_COMMENT.sub("", self._unread).strip())
 
-    def _statement_level(self, level: int) -> int:
-        while level and (self._open[level - 1].holds == "values"):
+    def _choose_statement(self) -> None:
+        in_arguments = bool(self._open) and self._open[-1].sign != "{"
+        begun = in_arguments or bool(self._statement) or self._has_unread_word()
+        level = self._level_of_statement(len(self._open)) if begun else len(self._open)
+        among_members = level == 0 or self._open[level - 1].contains == "members"
+        if among_members and (begun or self._last != "{"):
+            self._level = level
+        else:
+            self._may_open = begun
+            self._level = level if begun else self._level_of_statement(level - 1)
+
+    def _level_of_statement(self, level: int) -> int:
+        while level and self._open[level - 1].contains == "values":
             level -= 1
         return level
 
     def _read(self, source: str) -> None:
-        """Take in the tokens of source from where the last call left off; the last one may not be whole yet."""
-        for token in _JAVA.finditer(source, self._at):
+        """Read on from where the last call stopped. The last token is left if more characters could change it."""
+        for token in _TOKEN.finditer(source, self._read_to):
             word = token[0]
             if token.end() == len(source) and word not in _WHOLE:
                 return
-            self._at = token.end()
+            self._read_to = token.end()
             if token.lastgroup == "comment":
                 continue
-            if self._held:
-                end, words = self._held
-                self._held = None
-                if word not in words:
-                    self._done = end
+            if self._possible_end:
+                end, clauses = self._possible_end
+                self._possible_end = None
+                if word not in clauses:
+                    self._end = end
                     return
             self._last = word
-            self._token(word, token.end())
-            if self._done >= 0:
+            self._take(word, token.end())
+            if self._end >= 0:
                 return
 
-    def _token(self, word: str, end: int) -> None:
+    def _take(self, word: str, end: int) -> None:
+        statement = self._statement
         if word in _PAIRS:
             self._open.append(self._bracket(word))
-            if word == "{" and self._opening and len(self._open) - 1 == self._target:
-                self._opening = self._open[-1].in_expression
-            self._head = []
+            if word == "{" and self._may_open and len(self._open) - 1 == self._level:
+                self._may_open = self._open[-1].in_expression
+            self._statement = []
         elif word in _PAIRS.values():
             self._close(word, end)
-        elif word == ";" and not (self._open and self._open[-1].holds == "values"):
-            self._finish(self._head, end, ";")
-        elif word in (":", "->") and self._head and (self._head[0] in ("case", "default") or self._is_label(word)):
-            self._head = []
+        elif word == ";" and not (self._open and self._open[-1].contains == "values"):
+            self._finish(statement, end, ";")
+        elif word in (":", "->") and (
+            statement[:1] in (["case"], ["default"]) or (word == ":" and len(statement) == 1)
+        ):
+            self._statement = []  # after the head of a case, or a label
         else:
-            self._head.append(word)
-
-    def _is_label(self, word: str) -> bool:
-        return word == ":" and len(self._head) == 1
+            statement.append(word)
 
     def _bracket(self, sign: str) -> _Bracket:
-        head, parent = self._head, self._open[-1].holds if self._open else "members"
+        statement, around = self._statement, self._open[-1].contains if self._open else "members"
         if sign != "{":
-            return _Bracket(sign, "values", True, head)
-        before = head[-1] if head else ""
-        in_expression = parent == "values" or bool(_EXPRESSION & set(head))
+            return _Bracket(sign, "values", True, statement)
+        before = statement[-1] if statement else ""
+        in_expression = around == "values" or bool(_EXPRESSION & set(statement))
+        # `record` is also a name, as in `void record(`.
+        is_record = "record" in statement and statement[statement.index("record") + 1 :][:1] not in ([], [")"])
         if before == "->":
-            holds = "statements"
-        elif "new" in head and before == ")":
-            holds = "members"
-        elif before in ("=", "]", "default", ",") or (parent == "values" and not head):
-            holds, in_expression = "values", True
-        elif _declares_type(head):
-            holds = "members"
+            contains = "statements"
+        elif "new" in statement and before == ")":
+            contains = "members"
+        elif before in ("=", "]", "default", ",") or (around == "values" and not statement):
+            contains, in_expression = "values", True
+        elif is_record or _TYPES & set(statement):
+            contains = "members"
         else:
-            holds = "statements"
-        return _Bracket(sign, holds, in_expression, head)
+            contains = "statements"
+        return _Bracket(sign, contains, in_expression, statement)
 
     def _close(self, word: str, end: int) -> None:
         sign = next(opening for opening, closing in _PAIRS.items() if closing == word)
         if not any(bracket.sign == sign for bracket in self._open):
             if word == "}" and not self._open:
-                self._done = end
+                self._end = end
             return
         while (bracket := self._open.pop()).sign != sign:
             pass
-        if sign == "{" and len(self._open) < self._target:  # the block around is over
-            self._done = end
+        if sign == "{" and len(self._open) < self._level:  # the block around is over
+            self._end = end
         elif sign != "{" or bracket.in_expression:
-            self._head = [*bracket.head, word]
+            self._statement = [*bracket.statement, word]
         else:
-            self._finish(bracket.head, end, word)
+            self._finish(bracket.statement, end, word)
 
-    def _finish(self, head: list[str], end: int, sign: str) -> None:
-        """A statement ends here, unless a clause carries it on."""
-        self._head = []
-        if len(self._open) != self._target:
+    def _finish(self, statement: list[str], end: int, sign: str) -> None:
+        """The statement ends here, unless a clause continues it."""
+        self._statement = []
+        if len(self._open) != self._level:
             return
-        if self._opening:  # it opened no block, so the one around it is to be completed
-            self._opening = False
-            self._target = self._statement_level(self._target - 1)
+        if self._may_open:  # it opened no block, so the block around it is to be completed
+            self._may_open = False
+            self._level = self._level_of_statement(self._level - 1)
             return
-        words = set().union(*(_CARRY_ON.get(word, set()) for word in head)) if sign == "}" or "if" in head else set()
-        if words:
-            self._held = end, words
+        clauses = set()
+        if sign == "}" or "if" in statement:
+            clauses.update(*(_CLAUSES.get(word, ()) for word in statement))
+        if clauses:
+            self._possible_end = end, clauses
         else:
-            self._done = end
+            self._end = end

@@ -1,4 +1,4 @@
-"""The logical lines of Python that is unfinished, or wrong, as a model's or a typist's text is."""
+"""Logical lines of Python source that may be unfinished or wrong, since a model or a person is still writing it."""
 
 import re
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ HEADS = {
 
 @dataclass
 class Line:
-    """A logical line (it may span several rows), or a row that holds a comment alone.
+    """A logical line, which may span several rows; or a row with only a comment.
 
     Attributes:
         start, end: offsets of its first row and past its last character, the line break left out.
@@ -19,7 +19,7 @@ class Line:
         word: its first token; "#" for a comment.
         colon: whether the colon of a head was read, outside brackets and lambdas.
         inline: whether something follows that colon.
-        closed: whether its line break has been seen.
+        closed: whether its line break was read.
     """
 
     start: int
@@ -38,7 +38,7 @@ class Line:
 
 @dataclass
 class LineReader:
-    """Reads Python row by row, unfinished or wrong as it may be; what is open is carried from one row to the next."""
+    """Reads Python row by row. Open brackets and strings are remembered from one row to the next."""
 
     line: Line | None = None  # the logical line that is not closed yet
     _open: list[str] = field(default_factory=list)  # brackets, strings by prefix and quotes, ":" for a format
@@ -46,7 +46,7 @@ class LineReader:
     _joined: bool = False  # whether the last row ends in a backslash that joins it to the next
 
     def read(self, row: str, start: int) -> Line | None:
-        """The logical line that this row, with its line break if it has one, begins or goes on with."""
+        """The logical line that this row begins or continues. The row includes its line break, if it has one."""
         if self.line is None:
             word = FIRST_WORD.match(row)
             if word is None:
@@ -88,7 +88,7 @@ class LineReader:
             self._open.append(":")  # the format of an f-string's field
 
     def _note(self, token: str) -> None:
-        """A token outside brackets and strings: is it the head's colon, or does it follow that?"""
+        """Note whether a token outside brackets and strings is the colon of a head, or comes after it."""
         if self.line.colon:
             self.line.inline = True
         elif token == "lambda":
@@ -99,7 +99,7 @@ class LineReader:
             self.line.colon = True
 
     def _text(self, row: str, at: int, top: str) -> int:
-        """Read on inside a string, or inside the format of a field; where that leaves off."""
+        """Read on inside a string, or inside the format of an f-string's field; returns the place to go on from."""
         quotes = top.lstrip("rRbBuUfFtT")
         fields = top == ":" or "f" in top.lower() or "t" in top.lower()
         end = "[}]" if top == ":" else quotes
@@ -117,7 +117,7 @@ class LineReader:
         return match.end()
 
     def _drop_broken_strings(self) -> None:
-        """A string in single quotes ends with its row: unless a backslash joins the next, somebody forgot to close."""
+        """Forget strings in single quotes that the row left open: they cannot go on without a backslash at its end."""
         for place, opened in enumerate(self._open):
             if opened[-1] in "\"'" and opened[-3:] not in ("'''", '"""') and not self._joined:
                 del self._open[place:]
@@ -131,7 +131,7 @@ _TOKEN = re.compile(
 
 
 def rows_of(source: str, begin: int = 0) -> Iterator[tuple[int, str]]:
-    """Offsets and rows, each with its line break; the last one, if it is not empty, without."""
+    """Offsets and rows. A row includes its line break, except perhaps the last one."""
     while begin < len(source):
         end = source.find("\n", begin) + 1 or len(source)
         yield begin, source[begin:end]
@@ -139,7 +139,7 @@ def rows_of(source: str, begin: int = 0) -> Iterator[tuple[int, str]]:
 
 
 def logical_lines(source: str) -> Iterator[Line]:
-    """The logical lines of Python source that may be unfinished or wrong."""
+    """All logical lines of a source, the last one perhaps not closed."""
     reader, line = LineReader(), None
     for start, row in rows_of(source):
         line = reader.read(row, start)
@@ -150,4 +150,5 @@ def logical_lines(source: str) -> Iterator[Line]:
 
 
 def width(row: str) -> int:
+    """The columns of indentation; Python counts them anew after a form feed."""
     return len(row[: len(row) - len(row.lstrip(" \t\f"))].rpartition("\f")[2].expandtabs())

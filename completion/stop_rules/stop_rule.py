@@ -1,8 +1,8 @@
-"""Stop rules: where a completion ends, decided while it is being generated.
+"""Stop rules decide where a completion ends, while it is being generated.
 
-A rule is called with the completion so far, which only grows, and answers (safe, done): how many of its characters
-surely belong to the completion, and whether it ends there. What is not sure yet (a line break after which the block
-may be over) is neither shown nor kept. `safe` never shrinks. Each row or token is read once.
+A rule is called with the completion so far, which only grows, and returns (safe, done): how many of its characters
+surely belong to the completion, and whether it ends there. Text that may turn out not to belong (such as a line break
+after which the block may be over) is neither shown nor kept. `safe` never shrinks.
 """
 
 import re
@@ -27,7 +27,7 @@ def make_stop_rule(stop: str, prompt: str, language: str) -> StopRule:
 
 
 def unfinished(text: str, language: str) -> bool:
-    """Whether somebody who types this text surely has more to say: a block, bracket or comment is open."""
+    """Whether this text surely goes on, because a block, bracket or comment is open."""
     if language == "java":
         return JavaBlock(text).is_open
     last = _last_statement(text + "\n")
@@ -35,7 +35,7 @@ def unfinished(text: str, language: str) -> bool:
 
 
 def lacks_body(source: str, language: str) -> bool:
-    """Whether source ends in a block without a statement: it must not end here, whatever a model wishes."""
+    """Whether the source ends in a block that has no statement yet, so that a completion must not end there."""
     if language == "java":
         return JavaBlock(source).is_empty
     last = _last_statement(source)
@@ -47,7 +47,7 @@ def never(text: str) -> tuple[int, bool]:
 
 
 class FirstBreak:
-    """Ends at the first line break (or blank line) after some text, and after the first statement of an open block."""
+    """Ends at the first line break or blank line after some text; a block that the prompt opens gets a statement first."""
 
     def __init__(self, pattern: str, prompt: str, language: str):
         self._break, self._prompt, self._language = re.compile(r"[ \t]*\r?" + pattern), prompt, language
