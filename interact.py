@@ -3,7 +3,7 @@
 python interact.py                                      # the newest run in model/, else the embedded model
 python interact.py --prompt "def bubble_sort(items):"
 head -20 model.py | python interact.py --stop line
-python interact.py --file model.py --line 20 --n 3 --json      # what follows the line is taken into account
+python interact.py --file model.py --line 20 --n 3 --json      # the model sees the code after the line, too
 python interact.py --prompt "for name in os.listdir(" --suffix "):"
 python interact.py --model_path model/distilgpt2_fine_tuned_coder --temperature 0.2
 """
@@ -26,7 +26,7 @@ from completion.repository.chunks import Chunk
 from completion.repository.repository import Repository
 from completion.settings import Settings
 from completion.terminal.commands import describe, describe_context, notes
-from completion.terminal.conversation import Repl, interruptible
+from completion.terminal.conversation import Conversation, interruptible
 from completion.terminal.plain_screen import printable
 
 
@@ -37,28 +37,30 @@ class Config(Settings):
     model_path: str = flag(
         "", "a run folder, a model folder, tiny or a Hub id; empty: the newest run in model/, else tiny"
     )
-    language: str = flag("", "empty: as the file's name says, or the conversation asks, else python", choices=LANGUAGES)
+    language: str = flag("", "empty: by the file's name, or the conversation asks, else python", choices=LANGUAGES)
     precision: str = flag(
         "auto",
         "of the weights: llama.cpp's q8_0 or f16, or PyTorch's; auto: q8_0 on a CPU, bf16 or fp16 on a GPU",
         choices=PRECISIONS,
     )
-    use_cuda: bool = flag(False, "kept for old scripts: a GPU is used wherever there is one")
+    use_cuda: bool = flag(False, "kept for old scripts: a GPU is always used if there is one")
     prompt: str | None = flag(None, "complete this text, without a conversation", type=utf8)
     file: str | None = flag(None, "complete at a place in this file, with the code above it as context", type=str)
     line: int | None = flag(None, "with --file: complete after this line; else at its end", type=int, at_least=1)
-    column: int | None = flag(None, "with --line: behind this character of the line", type=int, at_least=0)
-    suffix: str | None = flag(None, "with --prompt: what follows the place to complete", type=utf8)
+    column: int | None = flag(
+        None, "with --line: complete after this many characters of the line", type=int, at_least=0
+    )
+    suffix: str | None = flag(None, "with --prompt: the code after the place to complete", type=utf8)
     repository: str | None = flag(
         None,
-        "show the model what resembles the code in this folder's source files; else in --file's git work tree",
+        "show the model similar code from this folder's source files; default: the git work tree of --file",
         type=str,
     )
     context_tokens: int = flag(
-        500, "most tokens of other files that the model is shown; 0: none", at_least=0, at_most=1_000_000
+        500, "the most tokens of other files that the model is shown; 0: none", at_least=0, at_most=1_000_000
     )
-    verbose: bool = flag(False, "say which parts of other files the model saw")
-    no_infill: bool = flag(False, "leave out of account what follows the place to complete")
+    verbose: bool = flag(False, "report which parts of other files the model saw")
+    no_infill: bool = flag(False, "ignore the code after the place to complete")
     json: bool = flag(False, "print the candidates with their scores as JSON")
 
     def __post_init__(self) -> None:
@@ -66,11 +68,11 @@ class Config(Settings):
         if self.prompt is not None and self.file is not None:
             raise InputError("--prompt and --file: give one of them")
         if self.line is not None and self.file is None:
-            raise InputError("--line needs --file: the file to complete in")
+            raise InputError("--line needs --file, the file to complete in")
         if self.column is not None and self.line is None:
-            raise InputError("--column needs --line: the line that it is a place in")
+            raise InputError("--column needs --line, the line to complete in")
         if self.suffix is not None and self.prompt is None:
-            raise InputError("--suffix needs --prompt: what comes before it")
+            raise InputError("--suffix needs --prompt, the code before it")
 
     def settings(self) -> dict:
         return {field.name: getattr(self, field.name) for field in fields(Settings)}
@@ -85,16 +87,17 @@ def main() -> None:
     path = config.model_path or newest_run()
     engine = load_engine(path, config.precision)
     if config.use_cuda and not has_gpu():
-        print("note: --use_cuda, but no GPU was found; the CPU computes", file=sys.stderr)
+        print("note: --use_cuda, but no GPU was found; the CPU is used", file=sys.stderr)
     if prompt is None:
         name = Path(path).name.replace(BEST_MODEL, Path(path).absolute().parent.name)
-        Repl(engine, name, config.language, config.settings(), open_repository(config), config.context_tokens).run()
+        repository = open_repository(config)
+        Conversation(engine, name, config.language, config.settings(), repository, config.context_tokens).run()
     else:
         print_completions(engine, prompt, "" if config.no_infill else suffix, config)
 
 
 def open_repository(config: Config) -> Repository | None:
-    """The folder whose files the model may be shown; None if there is none, or nothing is to be shown.
+    """The folder whose files the model is shown; None if there is none, or with --context_tokens 0.
 
     Raises:
         InputError: --repository names no folder with source files.
@@ -110,7 +113,7 @@ def open_repository(config: Config) -> Repository | None:
 
 
 def find_prompt(config: Config) -> tuple[str | None, str]:
-    """The text before the place to complete, None if there is a person to talk with, and the text behind that place.
+    """The code before and after the place to complete; (None, "") for a conversation.
 
     Raises:
         InputError: the text is empty or not UTF-8, or the file has no such line.
@@ -133,7 +136,7 @@ def find_prompt(config: Config) -> tuple[str | None, str]:
 
 
 def find_place(text: str, config: Config) -> int:
-    """Where in a file's text --line and --column are: at the line's end, or behind so many of its characters.
+    """The place in a file's text that --line and --column name: the end of the line, or after so many characters of it.
 
     Raises:
         InputError: the file has no such place.
@@ -149,7 +152,7 @@ def find_place(text: str, config: Config) -> int:
 
 
 def print_completions(engine: Engine, prompt: str, suffix: str, config: Config) -> None:
-    """Complete once. Standard output gets the completions alone; what is to be said about them goes to stderr."""
+    """Complete once. The completions go to standard output, notes about them to stderr."""
     streams = not config.json and config.num_return_sequences == 1 and config.min_probability == 0
     language = config.language or language_of(Path(config.file or "")) or LANGUAGES[0]
     repository, path = open_repository(config), ""
@@ -158,7 +161,7 @@ def print_completions(engine: Engine, prompt: str, suffix: str, config: Config) 
         path = repository.path_of(config.file) if config.file else ""
         most = {"max_tokens": config.context_tokens, "max_new_tokens": config.max_new_tokens}
         context = choose_context(repository, engine, prompt, suffix, language, path, **most)
-    # A file gets what the model wrote; a terminal no control characters.
+    # A terminal must not get control characters; a file gets exactly what the model wrote.
     shown = printable if sys.stdout.isatty() else str
     with interruptible() as cancelled:
         on_text = (lambda text: print(shown(text), end="", flush=True)) if streams else None
@@ -182,7 +185,7 @@ def print_completions(engine: Engine, prompt: str, suffix: str, config: Config) 
             if config.num_return_sequences > 1:
                 print(f"--- {number}: {describe(completion)}")
             print(shown(completion.text))
-    sys.stdout.flush()  # what is said comes after it, also where both go to one file
+    sys.stdout.flush()  # so that the notes come after it, if both go to one file
     if config.verbose:
         print(f"note: {describe_context(context)}", file=sys.stderr)
     for note in notes(found, config, bool(suffix) and not engine.vocabulary.fim_words):

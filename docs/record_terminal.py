@@ -3,8 +3,8 @@
 pip install pexpect pyte rich
 python docs/record_terminal.py --model_path models/Qwen2.5-Coder-0.5B-Instruct --temperature 0.6 --seed 1
 
-The real program runs in a pseudo-terminal; an emulator keeps its screen, with colours. The same model and seed give
-the same picture.
+The program runs in a pseudo-terminal, and an emulator keeps its screen with the colours. The same model and seed
+give the same picture.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from rich.text import Text
 ROOT = Path(__file__).resolve().parent.parent
 COLUMNS, ROWS = 100, 60
 FONT = "ui-monospace, SFMono-Regular, Menlo, Consolas, 'DejaVu Sans Mono', monospace"
-# What is typed, and the text that shows that the answer is complete.
+# Typed text, and the text that ends the program's answer.
 SESSION = [
     ("def count_words(text):\r\r", "ended: "),
     (":n 3\r", "n 3\r"),
@@ -36,7 +36,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model_path", default="tiny")
     parser.add_argument("--output", default=str(ROOT / "docs" / "conversation.svg"))
-    flags, others = parser.parse_known_args()  # the others are for interact.py
+    flags, others = parser.parse_known_args()  # the rest are for interact.py
     command = ["interact.py", "--model_path", flags.model_path, *others]
     screen = record(command)
     draw([Text("$ python " + " ".join(command), "bold"), *read_screen(screen)], COLUMNS, Path(flags.output))
@@ -83,12 +83,12 @@ def draw(lines: list[Text], columns: int, path: Path) -> None:
     for line in lines:
         console.print(line, no_wrap=True, crop=True)
     svg = console.export_svg(title="AutoCoder", unique_id="terminal")
-    svg = re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL)  # the reader's own font, and nothing fetched
+    svg = re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL)  # use the reader's own font and download none
     path.write_text(svg.replace("Fira Code, monospace", FONT), encoding="utf-8")
 
 
 def colour(name: str) -> str | None:
-    """pyte names a colour, or gives it as six hexadecimal digits."""
+    """A colour of pyte, a name or six hexadecimal digits, as rich knows it."""
     if name == "default":
         return None
     if len(name) == 6 and all(digit in "0123456789abcdef" for digit in name):

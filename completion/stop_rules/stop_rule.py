@@ -47,7 +47,7 @@ def never(text: str) -> tuple[int, bool]:
 
 
 class FirstBreak:
-    """Ends at the first line break or blank line after some text; a block that the prompt opens gets a statement first."""
+    """Ends at the first line break or blank line after some text. A block that the prompt opens gets a statement."""
 
     def __init__(self, pattern: str, prompt: str, language: str):
         self._break, self._prompt, self._language = re.compile(r"[ \t]*\r?" + pattern), prompt, language

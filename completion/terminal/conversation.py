@@ -1,4 +1,4 @@
-"""The conversation: read code, complete it, obey commands."""
+"""The conversation in a terminal: read code, complete it, obey commands."""
 
 import os
 import signal
@@ -18,11 +18,11 @@ from completion.repository.choice import choose_context
 from completion.repository.chunks import Chunk
 from completion.repository.repository import Repository
 from completion.settings import Completion, Settings
-from completion.terminal.commands import CURSOR, HELP, OPTIONS, describe, describe_context, notes
+from completion.terminal.commands import CURSOR, HELP, SETTINGS, describe, describe_context, notes
 from completion.terminal.plain_screen import PlainScreen
 
 
-class Repl:
+class Conversation:
     """A conversation with a model.
 
     Args:
@@ -30,7 +30,8 @@ class Repl:
         name: what the status line calls it.
         language: one of LANGUAGES, or empty to ask.
         settings: the fields of Settings.
-        repository: of whose files the model is shown what resembles the code, at most `context_tokens` of it.
+        repository: its files are searched for code that resembles the prompt, to show it to the model.
+        context_tokens: the most tokens of such code.
     """
 
     def __init__(
@@ -60,20 +61,13 @@ class Repl:
             self._screen.write("\n")
 
     def status(self) -> str:
-        setting = self.settings
-        parts = [
-            self.name,
-            self.language,
-            f"n {setting['num_return_sequences']}",
-            f"temperature {setting['temperature']:g}",
-            f"stop {setting['stop']}",
-        ]
-        if self.tokens_per_second:
-            parts.append(f"{self.tokens_per_second:.0f} tokens/s")
-        return " | ".join(parts)
+        values = self.settings
+        line = f"{self.name} | {self.language} | n {values['num_return_sequences']}"
+        line += f" | temperature {values['temperature']:g} | stop {values['stop']}"
+        return line + (f" | {self.tokens_per_second:.0f} tokens/s" if self.tokens_per_second else "")
 
     def _read(self, message: str, question: bool = False) -> str:
-        """What the user entered; empty after Ctrl-C, or for bytes that are no text."""
+        """What the user entered; empty after Ctrl-C, and for bytes that are not UTF-8."""
         try:
             text = self._screen.ask(message) if question else self._screen.read(message)
             text.encode()
@@ -114,7 +108,7 @@ class Repl:
             self._screen.write("\n")
 
     def _command(self, name: str, value: str) -> None:
-        if name in OPTIONS:
+        if name in SETTINGS:
             self._set(name, value)
         elif name == "lang":
             if value.lower() not in LANGUAGES:
@@ -142,7 +136,7 @@ class Repl:
             raise InputError(f":{name}: no such command; :help lists them")
 
     def _set(self, name: str, value: str) -> None:
-        field = next(field for field in fields(Settings) if field.name == OPTIONS[name])
+        field = next(field for field in fields(Settings) if field.name == SETTINGS[name])
         if value:
             is_none = value == "none" and field.default is None
             number = None if is_none else field.metadata["rule"].read(f":{name}", value)
@@ -157,7 +151,7 @@ class Repl:
         if not number.isdecimal() or not 1 <= int(number) <= len(self._found):
             raise InputError(f":continue {number}: choose a candidate from 1 to {len(self._found)}")
         last = self._found[int(number) - 1]
-        # At the end of a file the next block begins after a whole one; a blank line tells the model so.
+        # At the end of a file, a blank line after a whole block tells the model that the next one begins.
         begins_next = last.stop_reason in ("block", "blank") and not self._suffix
         self._complete(self._prompt + last.text + "\n\n" * begins_next, self._suffix)
 
@@ -169,7 +163,7 @@ class Repl:
         self._screen.write(f"written: {file}\n")
 
     def _complete(self, prompt: str, suffix: str = "") -> None:
-        """Complete, show, and remember for :continue and :save. A single candidate is shown as it comes."""
+        """Complete and show, and remember what for :continue and :save. A single candidate is shown while it grows."""
         options = Settings(**self.settings)
         streams = options.candidates == 1 and not options.min_probability
         began = time.perf_counter()
@@ -204,7 +198,7 @@ class Repl:
             code.end()
 
     def _show(self, number: int) -> None:
-        """Show one of the candidates, counted from 0, which :continue and :save then mean."""
+        """Show one of the candidates, counted from 0. :continue and :save use the one shown last."""
         self._shown, completion = number, self._found[number]
         self._screen.write(f"--- {number + 1} of {len(self._found)}: {describe(completion)}\n")
         code = self._screen.code(self._prompt, self.language)
@@ -221,12 +215,12 @@ class Repl:
 def _file(command: str, name: str) -> Path:
     if not name:
         raise InputError(f":{command} needs the name of a file")
-    return Path(os.path.expanduser(name))  # noqa: PTH111 - which takes a user who does not exist for a name
+    return Path(os.path.expanduser(name))  # noqa: PTH111 - Path.expanduser fails for an unknown ~user
 
 
 @contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
-    """Yields a function that tells whether Ctrl-C was pressed since; only a second Ctrl-C interrupts."""
+    """Yield a function that tells whether Ctrl-C was pressed. Only a second Ctrl-C raises KeyboardInterrupt."""
     pressed = False
 
     def press(signum, frame) -> None:
@@ -242,7 +236,7 @@ def interruptible() -> Iterator[Callable[[], bool]]:
 
 
 def make_screen(status: Callable[[], str], language: Callable[[], str]):
-    """A screen with editing, history and colours where the terminal can do that, else a plain one."""
+    """A screen with line editing, history and colours if the terminal supports them, else a plain one."""
     if sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb":
         from completion.terminal.editing import EditingScreen
 

@@ -1,4 +1,4 @@
-"""A terminal that can edit: lines with history, completion of commands and a status line; code in colours."""
+"""A screen with line editing, history, completion of commands, a status line and coloured code."""
 
 import os
 import select
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from prompt_toolkit import PromptSession, print_formatted_text, prompt
 from prompt_toolkit.application import get_app
-from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
+from prompt_toolkit.completion import CompleteEvent, Completer, Completion, NestedCompleter, PathCompleter
 from prompt_toolkit.document import Document
 from prompt_toolkit.filters import Condition
 from prompt_toolkit.formatted_text import FormattedText, PygmentsTokens
@@ -26,7 +26,7 @@ from completion.terminal.commands import COMMANDS
 from completion.terminal.plain_screen import fold, printable
 
 LEXERS = {"python": PythonLexer, "java": JavaLexer}
-# The terminal's own colours, which its user can read; pygments' dark blue vanishes on black.
+# Colours of the terminal's own palette, since those are readable for its user; pygments' dark blue is not on black.
 STYLE = Style.from_dict(
     {
         "said": "ansibrightblack",
@@ -42,13 +42,12 @@ STYLE = Style.from_dict(
         "pygments.operator": "",
     }
 )
-COMMAND_VALUES = {"lang": LANGUAGES, "stop": STOPS}
 INDENT = 4
-CONTEXT_CHARACTERS = 2000  # of the prompt that are read again to colour what follows it
+CONTEXT_CHARACTERS = 2000  # of the prompt that are read to colour the completion
 
 
 class EditingScreen:
-    """See `plain_screen.PlainScreen` for what a screen does.
+    """Does what `plain_screen.PlainScreen` does, with line editing and colours.
 
     Args:
         status: the text of the status line.
@@ -92,7 +91,7 @@ class EditingScreen:
             buffer = event.current_buffer
             if is_command(buffer.document):
                 buffer.validate_and_handle()
-            elif is_pasted(event):  # by a terminal that does not say so: it comes with its own indentation
+            elif is_pasted(event):  # pasted code has its own indentation
                 buffer.newline(copy_margin=False)
             elif self._is_whole(buffer.document):
                 buffer.validate_and_handle()
@@ -129,7 +128,7 @@ class EditingScreen:
 
 @contextmanager
 def no_interrupts() -> Iterator[None]:
-    """Ctrl-C is a key while a line is edited; the signal that it is before and after would break a loop half made."""
+    """Ignore Ctrl-C's signal while a line is edited: Ctrl-C is a key there, and a signal could break the event loop."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
@@ -142,16 +141,16 @@ def is_command(document: Document) -> bool:
 
 
 def is_pasted(event: KeyPressEvent) -> bool:
-    """Whether more has come together with this key than a person types."""
+    """Whether more input is waiting after this key, as when text is pasted and the terminal does not mark it."""
     if event.key_processor.input_queue:
         return True
-    with suppress(OSError, ValueError, NotImplementedError):  # Windows selects among sockets alone
+    with suppress(OSError, ValueError, NotImplementedError):  # select on Windows takes only sockets
         return bool(select.select([event.app.input.fileno()], [], [], 0)[0])
     return False
 
 
 class LastingHistory(FileHistory):
-    """A history in a file; where that cannot be read or written it lasts as long as the conversation."""
+    """A history in a file. If the file cannot be read or written, the history is that of this conversation."""
 
     def load_history_strings(self) -> Iterator[str]:
         with suppress(OSError):
@@ -163,12 +162,12 @@ class LastingHistory(FileHistory):
 
 
 def open_history() -> History:
-    """The history of earlier conversations; of this one alone where there is no place for it."""
+    """The history of all conversations, or of this one alone if there is no folder to keep it in."""
     try:
         folder = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "autocoder"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "history").touch(mode=0o600)
-    except (OSError, RuntimeError):  # the latter where the system knows no home
+    except (OSError, RuntimeError):  # RuntimeError: there is no home folder
         return InMemoryHistory()
     return LastingHistory(folder / "history")
 
@@ -176,24 +175,21 @@ def open_history() -> History:
 class CommandCompleter(Completer):
     """Completes a command's name and its value."""
 
+    paths = PathCompleter(expanduser=True)
+    values = dict.fromkeys(COMMANDS) | {"lang": set(LANGUAGES), "stop": set(STOPS), "load": paths, "save": paths}
+    commands = NestedCompleter.from_nested_dict(values)
+
     def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterator[Completion]:
-        if not is_command(document):
-            return
-        command, space, value = document.text_before_cursor.lstrip()[1:].partition(" ")
-        if command in ("load", "save") and space:
-            yield from PathCompleter(expanduser=True).get_completions(Document(value), complete_event)
-            return
-        words, typed = (COMMAND_VALUES.get(command, ()), value) if space else (COMMANDS, command)
-        for word in words:
-            if word.startswith(typed):
-                yield Completion(word, start_position=-len(typed))
+        if is_command(document):
+            typed = Document(document.text_before_cursor.lstrip()[1:])
+            yield from self.commands.get_completions(typed, complete_event)
 
 
 class ColouredCode:
-    """Code on its way to the terminal: the prompt's last line, and what follows it piece by piece.
+    """Prints code in colours, piece by piece: the prompt's last line, then the completion.
 
-    A word is written once it is whole, since its colour depends on its end; a comment or a string as it comes.
-    Nothing that is written changes later, so that the width of the terminal does not matter.
+    A word is printed when it is whole, since its colour depends on its end; a comment or a string at once. What was
+    printed never changes.
     """
 
     def __init__(self, prompt: str, language: str):

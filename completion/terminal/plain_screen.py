@@ -1,41 +1,35 @@
-"""A terminal that only takes lines and prints text."""
+"""A screen that reads lines and prints text, for pipes and terminals without cursor movement."""
 
 import re
 import shutil
 import sys
 import textwrap
 
-# Everything that would move the cursor, ring, or turn the direction of writing; 1 for 1, so that no place moves.
+# Characters that move the cursor, ring the bell, or reverse the direction of text; lone surrogates, too.
 CONTROL = re.compile(r"[^\n\t\x20-\x7e\xa0-\U0010ffff]|[\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def printable(text: str) -> str:
-    """`text` as a terminal may get it, whoever wrote it."""
+    """The text with every control character replaced, as a model may have written any; its length stays."""
     return CONTROL.sub("\ufffd", text)
 
 
 def fold(text: str) -> str:
-    """Break lines that are wider than the terminal: between words, not between a name, its colon and its value."""
+    """Break lines that are wider than the terminal between words; a name, its colon and its value stay together."""
     columns = shutil.get_terminal_size().columns
-    folded = []
+    rows = []
     for line in text.split("\n"):
-        words = line.lstrip()
-        margin = line[: len(line) - len(words)]
+        margin = line[: len(line) - len(line.lstrip())]
         if len(line) > columns:
             margin = margin[: columns // 8]
-        rows = textwrap.wrap(
-            words.replace(": ", ":\xa0"),
-            columns,
-            initial_indent=margin,
-            subsequent_indent=margin,
-            break_on_hyphens=False,
-        )
-        folded += [row.replace("\xa0", " ") for row in rows] or [""]
-    return "\n".join(folded)
+        words = line.lstrip().replace(": ", ":\xa0")
+        indents = {"initial_indent": margin, "subsequent_indent": margin}
+        rows += textwrap.wrap(words, columns, **indents, break_on_hyphens=False) or [""]
+    return "\n".join(rows).replace("\xa0", " ")
 
 
 class PlainScreen:
-    """Lines in, text out; nothing that a printer could not do."""
+    """Reads and prints lines."""
 
     def ask(self, message: str) -> str:
         return self.read(message)
@@ -51,7 +45,7 @@ class PlainScreen:
 
 
 class PlainCode:
-    """Code on its way to a plain screen: the prompt's last line, and what follows it piece by piece."""
+    """Prints code piece by piece: the prompt's last line, then the completion."""
 
     def __init__(self, prompt: str):
         self.write(prompt[prompt.rfind("\n") + 1 :])

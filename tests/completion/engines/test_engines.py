@@ -186,7 +186,7 @@ def test_a_place_in_a_file_takes_the_rest_as_suffix(project, fim_folder, without
     file = tmp_path / "place.py"
     file.write_text("def f(a):\n    b = \n    return b\n")
     command = ("interact.py", "--file", file, "--line", 2, "--max_length", 5)
-    assert "what follows the cursor is ignored" in project.run(*command, "--model_path", without_markers).stderr
+    assert "the code after the cursor is ignored" in project.run(*command, "--model_path", without_markers).stderr
     assert "ignored" not in project.run(*command, "--model_path", without_markers, "--no_infill").stderr
     assert "ignored" not in project.run(*command, "--model_path", fim_folder, "--column", 4).stderr
     assert "has 8 characters, not 9" in project.fails(*command, "--column", 9)
