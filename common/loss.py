@@ -1,18 +1,26 @@
-"""The loss of a language model's last layer, and what evaluation needs beside it, without the logits of a whole batch.
+"""The loss of a language model's last layer, and what evaluation needs beside it, in few passes over the logits.
 
-In float32 the logits of 8 windows of 256 GPT-2 tokens take 412 MB, which the usual way writes and reads several times.
-Here a slice of rows is taken from its hidden states to its loss before the next.
+The logits are the largest tensor of a step: 8 windows of 256 GPT-2 tokens take 412 MB in float32, which the usual way
+writes and reads several times. Here their gradient takes their place, in the dtype of the matrix products.
 """
+
+import functools
+import importlib.util
+import logging
 
 import torch
 from torch import Tensor
 
+from common.command import first_line
+
+logger = logging.getLogger(__name__)
+
 IGNORED = -100  # the label that counts in no loss (PyTorch's own default for cross_entropy)
-# Bytes of float32 logits at a time, by the dtype of the product on a CPU. In bf16 what the cache holds is fastest. In
-# float32 the product takes longer than all else, and every slice reads the whole weight again: 62 rows of GPT-2's
+# Bytes of logits at a time, in float32, by the dtype of the product on a CPU. In bf16 what the cache holds is fastest.
+# In float32 the product takes longer than all else, and every slice reads the whole weight again: 62 rows of GPT-2's
 # vocabulary at a time took twice as long as 1,000. On a GPU, enough to keep it busy.
 _CPU_SLICE_BYTES = {torch.float32: 256 << 20, torch.bfloat16: 12 << 20}
-_SLICE_BYTES = 256 << 20
+_GPU_SLICE_BYTES = 1 << 30
 
 
 def next_token_nats(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -30,30 +38,23 @@ def next_token_nats(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 def next_token_scores(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Negative log-likelihood [N] float32, 0 at IGNORED, and whether the target is the likeliest token [N] bool."""
     matrix = _matrix(weight, _dtype(hidden))
-    nats, hits = [], []
-    for start, log_probs in _log_probs(hidden, matrix, len(weight)):
-        slice_targets = targets[start : start + len(log_probs), None]
-        own = log_probs.gather(1, slice_targets.clamp(min=0)).masked_fill(slice_targets == IGNORED, 0)
-        nats.append(-own[:, 0])
-        hits.append(log_probs.argmax(-1) == slice_targets[:, 0])
+    scores = [
+        _score(hidden[rows].to(matrix.dtype) @ matrix.T, targets[rows], len(weight), False)
+        for rows in _slices(hidden, matrix)
+    ]
+    nats, hits = zip(*scores, strict=True)
     return torch.cat(nats), torch.cat(hits)
 
 
 class _NextTokenNats(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-        dtype = _dtype(hidden)
-        matrix = _matrix(weight, dtype)
+        matrix = _matrix(weight, _dtype(hidden))
+        errors = hidden.new_empty((len(hidden), len(matrix)), dtype=matrix.dtype)  # gradient of the nats for the logits
         nats = hidden.new_zeros((), dtype=torch.float32)
-        errors = hidden.new_empty((len(hidden), len(matrix)), dtype=dtype)  # gradient of the nats for the logits
-        errors[:, len(weight) :] = 0
-        for start, log_probs in _log_probs(hidden, matrix, len(weight)):
-            slice_targets = targets[start : start + len(log_probs), None]
-            index = slice_targets.clamp(min=0)
-            own = log_probs.gather(1, index)
-            nats -= own.masked_fill(slice_targets == IGNORED, 0).sum()
-            slice_errors = log_probs.exp_().scatter_(1, index, own.expm1())  # probabilities, less 1 at the target
-            errors[start : start + len(log_probs), : len(weight)] = slice_errors
+        for rows in _slices(hidden, matrix):
+            torch.mm(hidden[rows].to(matrix.dtype), matrix.T, out=errors[rows])
+            nats += _score(errors[rows], targets[rows], len(weight), True)[0].sum()
         ctx.save_for_backward(hidden, matrix, errors, targets != IGNORED)
         ctx.vocabulary = len(weight)
         return nats
@@ -80,10 +81,59 @@ def _matrix(weight: Tensor, dtype: torch.dtype) -> Tensor:
     return matrix
 
 
-def _log_probs(hidden: Tensor, matrix: Tensor, vocabulary: int):
-    """Yields the first row of a slice and its log-probabilities [rows, V] float32."""
-    size = _CPU_SLICE_BYTES.get(matrix.dtype, _SLICE_BYTES) if hidden.device.type == "cpu" else _SLICE_BYTES
+def _slices(hidden: Tensor, matrix: Tensor) -> list[slice]:
+    on_cpu = hidden.device.type == "cpu"
+    size = _CPU_SLICE_BYTES.get(matrix.dtype, 256 << 20) if on_cpu else _GPU_SLICE_BYTES
     rows = max(1, size // (4 * len(matrix)))
-    for start in range(0, len(hidden), rows):
-        logits = hidden[start : start + rows].to(matrix.dtype) @ matrix.T
-        yield start, logits[:, :vocabulary].log_softmax(-1, dtype=torch.float32)
+    return [slice(start, start + rows) for start in range(0, len(hidden), rows)]
+
+
+def _score(logits: Tensor, targets: Tensor, vocabulary: int, to_errors: bool) -> tuple[Tensor, Tensor]:
+    """Nats of the targets [n] float32 and whether each is the likeliest token [n] bool.
+
+    Args:
+        logits: [n, V padded]; with `to_errors` the gradient of the summed nats takes their place.
+        targets: [n] int64; at IGNORED the nats are 0, but the gradient is not.
+    """
+    if logits.device.type == "cuda" and kernel_works(logits.device):
+        return torch.ops.autocoder.score(logits, targets, vocabulary, to_errors)
+    targets = targets[:, None]
+    log_probs = logits[:, :vocabulary].log_softmax(-1, dtype=torch.float32)
+    own = log_probs.gather(1, targets.clamp(min=0))
+    nats = -own.masked_fill(targets == IGNORED, 0)[:, 0]
+    if not to_errors:
+        return nats, log_probs.argmax(-1) == targets[:, 0]
+    logits[:, :vocabulary] = log_probs.exp_().scatter_(1, targets.clamp(min=0), own.expm1())
+    logits[:, vocabulary:] = 0
+    return nats, nats > 0  # training asks for no hits
+
+
+@torch.library.custom_op("autocoder::score", mutates_args={"logits"})
+def _score_by_kernel(logits: Tensor, targets: Tensor, vocabulary: int, to_errors: bool) -> tuple[Tensor, Tensor]:
+    """`_score` in one kernel, which reads a row twice, the second time from the cache, and writes it at most once."""
+    from common.loss_kernel import score_rows
+
+    nats, hits = _like_scores(logits, targets, vocabulary, to_errors)
+    score_rows[(len(logits),)](
+        logits, targets.contiguous(), nats, hits, logits.stride(0), vocabulary, to_errors, 8192, num_warps=16
+    )
+    return nats, hits
+
+
+@_score_by_kernel.register_fake
+def _like_scores(logits: Tensor, targets: Tensor, vocabulary: int, to_errors: bool) -> tuple[Tensor, Tensor]:
+    return logits.new_empty(len(logits), dtype=torch.float32), logits.new_empty(len(logits), dtype=torch.bool)
+
+
+@functools.cache
+def kernel_works(device: torch.device) -> bool:
+    """Whether Triton can compile the kernel here: it needs a C compiler, and a GPU that it supports."""
+    if importlib.util.find_spec("triton") is None:
+        return False
+    try:
+        logits = torch.zeros((2, 64), device=device)
+        nats, _ = _score_by_kernel(logits, torch.tensor([1, IGNORED], device=device), 50, True)
+        return torch.allclose(nats.cpu(), torch.tensor([50.0, 1.0]).log())
+    except Exception as error:  # of many kinds
+        logger.warning("the loss is computed without Triton's kernel, so slower (%s)", first_line(error))
+        return False

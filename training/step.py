@@ -106,7 +106,7 @@ class TrainStep:
         """Sums over steps stay on the device, where adding to them waits for nothing; each process has its share."""
         device = self.model.device
         self._epoch_sums, self._recent_sums = (
-            torch.tensor(sums, dtype=torch.float64, device=device) * is_main()
+            (torch.tensor(sums, dtype=torch.float64) * is_main()).to(device)
             for sums in ((progress.epoch_nats, progress.epoch_targets), (progress.recent_nats, progress.recent_targets))
         )
         self._bad_steps = torch.zeros(2, dtype=torch.int64, device=device)  # in a row, and since the last reading

@@ -52,3 +52,33 @@ def test_scores(problem):
     torch.testing.assert_close(nats, F.cross_entropy(hidden @ weight.T, targets, reduction="none").detach())
     assert hits.tolist() == ((hidden @ weight.T).argmax(-1) == targets).tolist()
     assert hits[1]
+
+
+def test_the_kernel_for_gpus_computes_the_same(monkeypatch):
+    """Triton interprets it on a CPU; where Triton is not installed nothing can."""
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    pytest.importorskip("triton", reason="Triton is not installed")
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(6, 16, generator=generator, requires_grad=True)
+    weight = torch.randn(9000, 16, generator=generator, requires_grad=True)  # more than one block
+    targets = torch.tensor([0, 8999, IGNORED, 5, 8500, 77])
+    for dtype in (torch.float32, torch.bfloat16):
+        for to_errors in (False, True):
+            with torch.inference_mode():
+                logits = torch.zeros(6, 9024, dtype=dtype)
+                logits[:, :9000] = (hidden @ weight.T).to(dtype)
+                targets[3] = logits[3, :9000].argmax()
+                copy = logits.clone()
+                expected = loss._score(logits, targets, 9000, to_errors)
+                found = torch.ops.autocoder.score(copy, targets, 9000, to_errors)
+            torch.testing.assert_close(found[0], expected[0])
+            if to_errors:
+                counted = targets != IGNORED
+                torch.testing.assert_close(copy[counted], logits[counted])
+            else:
+                assert found[1].tolist() == expected[1].tolist()
+                assert found[1][3]
+    expected = torch.autograd.grad(next_token_nats(hidden, weight, targets), (hidden, weight))
+    monkeypatch.setattr(loss, "_score", torch.ops.autocoder.score)
+    found = torch.autograd.grad(next_token_nats(hidden, weight, targets), (hidden, weight))
+    torch.testing.assert_close(found, expected)
