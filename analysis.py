@@ -6,9 +6,11 @@ python analysis.py runs model/a model/b --x tokens --report   several in one cha
 python analysis.py results a.json b.json --names A B          what evaluate.py --problems has written with --output
 """
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # which PYTHONSAFEPATH leaves out
 from charts.comparison import caption, compare, reference_columns, runs_table, write_tables
 from charts.dataset_features import contamination_table, describe, file_lengths, frequent_words
 from charts.drawing import AXES, Line, bars, contamination_chart, histogram, interval_chart, line_chart, save

@@ -6,9 +6,11 @@ python evaluate.py --model_path tiny --problems HumanEval.jsonl.gz       (pass@1
 """
 
 import json
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # which PYTHONSAFEPATH leaves out
 from common.command import Flags, InputError, flag, folder_name, output_file, parse_flags, run_command
 from common.files import atomic_write, dataset_file
 from evaluation.loss import SingleCLMEvaluator

@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # which PYTHONSAFEPATH leaves out
 from common.command import InputError, flag, parse_flags, run_command, utf8
 from common.model_files import BEST_MODEL, newest_run
 from common.source_code import LANGUAGES, decode_source, language_of, read_source

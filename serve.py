@@ -10,10 +10,12 @@ stream if asked. /health answers once the model is loaded.
 import ipaddress
 import os
 import signal
+import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # which PYTHONSAFEPATH leaves out
 from common.command import Flags, InputError, flag, parse_flags, run_command
 from common.files import read_input
 

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # which PYTHONSAFEPATH leaves out
 from common.command import InputError, Parser, add_flags, run_command
 from common.files import ROOT, dataset_file, recover_folder
 from training.config import TrainConfig
@@ -77,7 +78,10 @@ def make_trainer(config: TrainConfig, files: list[Path], run_folder: Path, devic
     from evaluation.loss import SingleCLMEvaluator
     from trainer import ModelTrainer
     from training import processes
+    from training.tracking import check_wandb
 
+    if config.with_wandb:
+        check_wandb(config.wandb_project_name)
     pass_rate = make_pass_rate(config)
     model = load_model(config, run_folder)
     if config.gradient_checkpointing:

@@ -30,6 +30,7 @@ def run_command(main: Callable[[], None]) -> NoReturn:
     # torch's threads wait for each other by spinning, unless told otherwise before torch is loaded. Where another
     # program uses a core too, that made training steps 3.3 times as slow.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ["MPLBACKEND"] = "agg"  # charts are written to files; the one that the user has set may not exist
     _prepare_streams()
     code: Any = 0
     try:

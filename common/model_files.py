@@ -166,7 +166,7 @@ def _hub_answers() -> bool:
             answered.set()
         except urllib.error.HTTPError:  # an answer all the same
             answered.set()
-        except OSError as error:
+        except Exception as error:  # also of an HF_ENDPOINT that is no address
             logging.getLogger(__name__).debug("hub: %s", error)
 
     if constants.HF_HUB_OFFLINE:

@@ -95,6 +95,7 @@ BAD_FLAGS = {
     "--learning_rate 1": "--learning_rate",
     "--dataset_name none": "dataset/convert.py --dataset_name none",
     "--visiable_device first": "GPU numbers",
+    "--with_wandb --wandb_project_name a/b": "a/b",
 }
 
 
@@ -132,6 +133,30 @@ def test_a_hub_that_does_not_answer_is_said_soon_and_in_one_line(project):
     assert len(done.stderr.splitlines()) == 1
     assert "tiny" in done.stderr
     assert endpoint in done.stderr
+
+
+WRONG_ENVIRONMENT = {
+    "LOCAL_RANK=1": ("train.py --model_select tiny", "error: LOCAL_RANK is set, as torchrun does"),
+    "HF_ENDPOINT=nonsense HF_HUB_OFFLINE=0": (
+        "dataset/convert.py --tokenizer distilgpt2",
+        "error: distilgpt2: not in ",
+    ),
+    "HOME=\udce9": ("interact.py --model_path tiny --prompt x --max_length 2", None),
+    "MPLBACKEND=nonsense PYTHONSAFEPATH=1": ("analysis.py data", None),
+    "WANDB_MODE=nonsense": ("train.py --model_select tiny --with_wandb", "error: --with_wandb: "),
+}
+
+
+@pytest.mark.parametrize("environment", WRONG_ENVIRONMENT, ids=ascii)
+def test_a_wrong_environment_gets_a_line_or_does_no_harm(project, environment, tmp_path):
+    if environment.startswith("WANDB"):
+        pytest.importorskip("wandb")
+    command, said = WRONG_ENVIRONMENT[environment]
+    env = os.environ | {"HF_HOME": str(tmp_path)} | dict(part.split("=") for part in environment.split())
+    done = project.run(*command.split(), check=False, env=env)
+    assert "Traceback" not in done.stderr
+    assert done.returncode == (2 if said else 0), done.stderr
+    assert done.stderr.startswith(said or "") and (not said or done.stderr.count("\n") == 1)
 
 
 def test_bad_input_of_evaluate(project, tmp_path):

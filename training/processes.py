@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from common.command import InputError
+from common.command import InputError, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -38,10 +38,18 @@ def start(n_gpu: int, visible_device: str, deterministic: bool = False) -> torch
         _start_again_under_torchrun(n_gpu, gpus)
     if not under_torchrun:
         return _gpu(gpus[0]) if torch.cuda.is_available() else torch.device("cpu")
+    if not os.environ["LOCAL_RANK"].isdecimal():
+        raise InputError(f"LOCAL_RANK {os.environ['LOCAL_RANK']}: must be a number, as torchrun sets it; unset it")
     device = _gpu(int(os.environ["LOCAL_RANK"])) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    except (ValueError, RuntimeError) as error:
+        raise InputError(
+            f"LOCAL_RANK is set, as torchrun does, but the processes cannot connect ({first_line(error)}); start with "
+            "torchrun, or unset LOCAL_RANK"
+        ) from None
     return device
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
-from common.command import first_line
+from common.command import InputError, first_line
 from training.checkpoint import one_line_when_full
 
 logger = logging.getLogger(__name__)
@@ -83,6 +83,19 @@ def _say_all_but_os_errors(thread_error: threading.ExceptHookArgs) -> None:
     """TensorBoard's writer thread ends with such an error, and raises it again in the next call of `Metrics`."""
     if not isinstance(thread_error.exc_value, OSError):
         threading.__excepthook__(thread_error)
+
+
+def check_wandb(project: str) -> None:
+    """Raises InputError where W&B does not take the project's name, or what the environment says of it."""
+    import wandb
+
+    try:
+        wandb.Settings(project=project).update_from_env_vars(os.environ)
+    except (wandb.Error, ValueError) as error:
+        raise InputError(
+            f"--with_wandb: {' '.join(str(error).split())[:200]}; change --wandb_project_name or the "
+            "environment's WANDB_... variable"
+        ) from None
 
 
 def _start_wandb(run_folder: Path, project: str, run_id: str | None, config: dict | None):

@@ -1,16 +1,13 @@
 """Converted models, kept in the user's cache folder: a model is converted once, whatever folder it lies in."""
 
-import atexit
 import functools
 import hashlib
 import json
 import os
-import shutil
 import sys
-import tempfile
 from pathlib import Path
 
-from common.files import atomic_write
+from common.files import atomic_write, scratch_folder
 from completion.gguf_export.errors import CannotConvert
 
 LIMIT = 8 * 1024**3  # bytes of all kept files; those unused for longest go first
@@ -31,9 +28,10 @@ def converted(folder: Path, kind: str = "q8_0") -> Path:
     """
     try:
         cache = cache_folder()
+        str(cache).encode()  # as llama.cpp takes names
         cache.mkdir(parents=True, exist_ok=True)
         return _kept(folder, kind, cache)
-    except (OSError, RuntimeError):  # read-only or full, or no home
+    except (OSError, RuntimeError, UnicodeEncodeError):  # read-only or full, no home, or a home that is not UTF-8
         try:
             return _kept(folder, kind, _temporary_folder())
         except OSError as error:
@@ -51,11 +49,7 @@ def cache_folder() -> Path:
     return base / "autocoder" / "gguf"
 
 
-@functools.cache
-def _temporary_folder() -> Path:
-    folder = Path(tempfile.mkdtemp(prefix="autocoder-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
+_temporary_folder = functools.cache(scratch_folder)
 
 
 def _kept(folder: Path, kind: str, cache: Path) -> Path:
