@@ -85,7 +85,7 @@ def prepare(state: State, earlier: Path | None) -> None:
     print(f"this machine: {cores}, {machine.memory / 2**30:.1f} GiB free; {flags.minutes:g} minutes")
     base = flags.model_select or choose_base(state, machine)
     row = min(ROW_TOKENS, context_length(find_pretrained(base)))
-    convert_sources(state, base, row)
+    convert_sources(state, base, row, earlier)
     splits = [of_language["train"] for of_language in read_meta(state.files["project"].parent)["languages"].values()]
     if (tokens := sum(split["window_tokens"] for split in splits)) < LEAST_TOKENS:
         raise InputError(f"{flags.folder}: only {tokens:,} tokens to train on; at least {LEAST_TOKENS:,} are needed")
@@ -156,14 +156,15 @@ def choose_base(state: State, machine: Any) -> str:
     raise AssertionError("tiny is always there")
 
 
-def convert_sources(state: State, base: str, row: int) -> None:
+def convert_sources(state: State, base: str, row: int, earlier: Path | None) -> None:
     """Make two datasets: of the repository, which is described, and of some files of Python's own library."""
     from dataset.convert import ConvertConfig, convert
     from dataset.sources import source_root
 
     library = [source_root("stdlib") / f"{name}.py" for name in GENERAL.split()]
     shared = {"tokenizer": base, "whole_files": True, "segment_len": row - 2, "seed": state.flags.seed}
-    convert(ConvertConfig(source=(state.folder,), dataset_name=state.name, drop_clones=True, **shared))
+    kept = {"keep_split": earlier.name} if earlier else {}  # else the last model would know today's held-out files
+    convert(ConvertConfig(source=(state.folder,), dataset_name=state.name, drop_clones=True, **kept, **shared))
     general = tuple(str(file) for file in library if file.is_file())
     with contextlib.redirect_stdout(io.StringIO()):
         convert(ConvertConfig(source=general, dataset_name=f"{state.name}_library", dev_size=0.9, **shared))

@@ -16,9 +16,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from common.command import Flags, InputError, flag, folder_name, output_folder, parse_flags, run_command
-from common.files import ROOT, lock, recover_folder, replace_folder
+from common.files import ROOT, dataset_file, lock, recover_folder, replace_folder
 from common.model_files import fingerprint, load_tokenizer
-from dataset.format import FILES, FORMAT_VERSION, Counts, FrequentToken, counts_table, write_rows
+from dataset.format import FILES, FORMAT_VERSION, Counts, FrequentToken, counts_table, read_meta, write_rows
 from dataset.sources import (
     DEFAULT_SOURCES,
     SkippedFile,
@@ -48,6 +48,12 @@ class ConvertConfig(Flags):
     )
     drop_clones: bool = flag(
         False, "leave out of train each file of which at least half (of its 20-grams of tokens) also occurs in dev"
+    )
+    keep_split: str = flag(
+        "",
+        "an earlier dataset of the same sources: what it held out is held out again, and what was in its train stays "
+        "there, so that a model trained on it can be trained further and measured; only new files are drawn",
+        type=folder_name,
     )
     dev_size: float = flag(0.1, "share of each language's windows that goes to dev.jsonl", above=0, below=1)
     source: tuple[str, ...] = flag(
@@ -82,10 +88,9 @@ class ConvertConfig(Flags):
                     f"--stride {self.stride}: contradicts --whole_files, which needs --segment_len's value"
                 )
             self.stride = self.segment_len
-        if self.drop_clones and self.split_by == "segment":
-            raise InputError(
-                "--drop_clones: has no meaning with --split_by segment, which puts one file in both splits"
-            )
+        if (self.drop_clones or self.keep_split) and self.split_by == "segment":
+            name = "drop_clones" if self.drop_clones else "keep_split"
+            raise InputError(f"--{name}: has no meaning with --split_by segment, which puts one file in both splits")
 
 
 def main() -> None:
@@ -177,10 +182,11 @@ def split_languages(
         InputError: none has enough.
     """
     languages, omitted, error = {}, [], None
+    known = read_sides(config.keep_split) if config.keep_split else None
     for label in sorted({file.label for file in files}):
         of_language = [file for file in files if file.label == label]
         try:
-            in_dev = choose_split(of_language, config.split_by, config.dev_size, config.seed)
+            in_dev = choose_split(of_language, config.split_by, config.dev_size, config.seed, known)
         except InputError as refusal:
             error = error or refusal
             reason = f"too few {label} files for a train and a dev split"
@@ -192,6 +198,12 @@ def split_languages(
     if not languages:
         raise error
     return languages, omitted
+
+
+def read_sides(dataset_name: str) -> dict[str, bool]:
+    """Of each file of a dataset, whether it is held out."""
+    sources = read_meta(dataset_file(dataset_name, "dev").parent)["sources"]
+    return {path: path in source["dev_files"] for source in sources for path in source["files"]}
 
 
 def drop_clones(languages: dict[str, list[SourceFile]]) -> tuple[dict[str, list[SourceFile]], list[SkippedFile]]:

@@ -18,9 +18,14 @@ if TYPE_CHECKING:
 CONTAMINATION_NGRAMS = (20, 50)
 
 
-def choose_split(files: list[SourceFile], split_by: str, dev_size: float, seed: int) -> "list[np.ndarray]":
+def choose_split(
+    files: list[SourceFile], split_by: str, dev_size: float, seed: int, known: dict[str, bool] | None = None
+) -> "list[np.ndarray]":
     """Of each file of one language, which windows are in dev: [windows] bool.
 
+    Args:
+        known: of paths, whether they were in dev before. They stay on their side, and only the other files are drawn;
+            what has to stay together with a file of train joins it there.
     Raises:
         InputError: too few files or windows to have both a train and a dev split.
     """
@@ -43,9 +48,12 @@ def choose_split(files: list[SourceFile], split_by: str, dev_size: float, seed: 
             f"{split_by}; add files or use --split_by {'file or ' * (split_by == 'folder')}segment"
         )
     rng.shuffle(units)
-    dev = {
-        i for number in choose_dev([sum(windows[i] for i in unit) for unit in units], dev_size) for i in units[number]
-    }
+    known = known or {}
+    sides = [{known[files[i].path] for i in unit if files[i].path in known} for unit in units]
+    new = [unit for unit, side in zip(units, sides, strict=True) if not side]
+    chosen = choose_dev([sum(windows[i] for i in unit) for unit in new], dev_size) if new else set()
+    dev = {i for number in chosen for i in new[number]}
+    dev |= {i for unit, side in zip(units, sides, strict=True) if side == {True} for i in unit}
     return [np.full(count, i in dev) for i, count in enumerate(windows)]
 
 

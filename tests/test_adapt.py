@@ -53,17 +53,19 @@ def test_killed_while_it_trains_the_same_command_goes_on_and_keeps_its_time(proj
     before, after = result["answers"]["before"], result["answers"]["after"]
     assert [place["wanted"] for place in before] == [place["wanted"] for place in after]
     assert result["losses"]["after"]["project"]["loss"] < result["losses"]["before"]["project"]["loss"]
-    assert result["minutes"] < 1.5  # a busy machine may be late
     card = (run / "0_GPTSingleHead" / "README.md").read_text()
     assert "`tools`, not in git" in card
     assert "`short.py`" in card
     assert (run / "tools_adapted.gguf").exists()
 
-    # After a week: another run, which starts from the better model.
+    # After a week: another run, which holds out the same files, and starts from the better model.
     again = project.run(*command[:-2], "--minutes", 0.01, check=False)
     assert "from" in again.stdout
     assert f"{run}" in again.stdout
     assert "0.01 minutes are too few" in again.stderr
+    metas = [project.folder / "dataset" / f"tools_adapted{part}" / "json" / "meta.json" for part in ("", "_2")]
+    sources = [json.loads(file.read_text())["sources"][0] for file in metas]
+    assert sources[0]["dev_files"] == sources[1]["dev_files"]
     assert not (project.folder / "model" / "tools_adapted_2").exists()
 
 

@@ -123,6 +123,21 @@ def test_whole_files_puts_every_token_into_one_window(convert, byte_vocabulary, 
     assert "--stride 9: contradicts --whole_files" in message
 
 
+def test_a_split_is_kept_when_files_are_added(convert, tmp_path):
+    rng = random.Random(5)
+    write_tree(tmp_path, {f"{i}.py": random_text(rng, 400) for i in range(10)})
+    folder = convert("--source", tmp_path, "--dev_size", 0.3)
+    before = {split: paths(folder, split) for split in ("train", "dev")}
+    write_tree(tmp_path, {f"new{i}.py": random_text(rng, 400) for i in range(10)})
+    copied = sorted(before["train"])[0]
+    write_tree(tmp_path, {"copy.py": (tmp_path / copied).read_text()})
+    folder = convert("--source", tmp_path, "--dev_size", 0.3, "--keep_split", folder.parent.name)
+    after = {split: paths(folder, split) for split in ("train", "dev")}
+    assert before["train"] | {"copy.py"} <= after["train"]
+    assert before["dev"] < after["dev"]
+    assert len(after["train"] | after["dev"]) == 21
+
+
 def test_near_copies_of_dev_files_leave_train(convert, tmp_path):
     rng = random.Random(4)
     for i in range(10):
