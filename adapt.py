@@ -75,7 +75,7 @@ def prepare(state: State, earlier: Path | None) -> None:
     """
     from adaptation.budget import LARGEST_WHOLE, ROW_TOKENS, ROWS, batch_flags, read_machine, shape_of
     from adaptation.comparison import load_model, measure_loss
-    from common.model_files import find_pretrained
+    from common.model_files import find_pretrained, fingerprint, load_tokenizer
     from completion.tokens import context_length
     from dataset.format import read_meta
     from training.fim import learn_fim_words
@@ -89,9 +89,10 @@ def prepare(state: State, earlier: Path | None) -> None:
     splits = [of_language["train"] for of_language in read_meta(state.files["project"].parent)["languages"].values()]
     if (tokens := sum(split["window_tokens"] for split in splits)) < LEAST_TOKENS:
         raise InputError(f"{flags.folder}: only {tokens:,} tokens to train on; at least {LEAST_TOKENS:,} are needed")
-    models = [base, *([str(earlier)] if earlier else [])]
-    losses = {path: measure_loss(load_model(path, row), state.files["project"], 32) for path in models}
-    if earlier:
+    if earlier and fingerprint(load_tokenizer(base)) == fingerprint(load_tokenizer(str(earlier))):
+        losses = {
+            path: measure_loss(load_model(path, row), state.files["project"], 32) for path in (base, str(earlier))
+        }
         bits = {path: of_path["bits_per_byte"] for path, of_path in losses.items()}
         base = min(bits, key=bits.get)
         print(f"bits per byte of held-out files: {', '.join(f'{path} {bits[path]:.3f}' for path in bits)}; from {base}")

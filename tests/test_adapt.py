@@ -1,11 +1,14 @@
 """adapt.py as a real process: measured, trained and measured again in the time given, killed, and with bad inputs."""
 
+import functools
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -26,24 +29,53 @@ def repository(tmp_path_factory) -> Path:
     return folder
 
 
-def test_killed_while_it_trains_the_same_command_goes_on_and_keeps_its_time(project, repository, without_markers):
-    output = project.folder / "adapted.json"
-    command = ["adapt.py", repository, "--model_select", without_markers, "--minutes", 0.5, "--output", output]
+def start_and_kill(project, command, when) -> str:
+    """Kill the command once `when`, of a line that it prints and its state, is true; returns what it printed."""
     process = subprocess.Popen(
         [sys.executable, "-u", *map(str, command)], cwd=project.folder, stdout=subprocess.PIPE, text=True
     )
-    said = []
+    said = ""
     for line in process.stdout:
-        said.append(line)
-        if line.lstrip().startswith("step 2"):
+        said += line
+        if when(line):
             break
     process.kill()
-    assert process.wait() == -signal.SIGKILL, "".join(said)
+    assert process.wait() == -signal.SIGKILL, said
     process.stdout.close()
+    return said
+
+
+def change(file: Path, **new) -> dict:
+    """The state, with what would take minutes already spent."""
+    state = json.loads(file.read_text())
+    for key, value in new.items():
+        *path, last = key.split("__")
+        functools.reduce(dict.__getitem__, path, state)[last] = value
+    file.write_text(json.dumps(state))
+    return state
+
+
+def test_killed_at_any_time_the_same_command_goes_on(project, repository, without_markers):
+    output = project.folder / "adapted.json"
+    command = ["adapt.py", repository, "--model_select", without_markers, "--minutes", 5, "--output", output]
     run = project.folder / "model" / "tools_adapted"
-    state = json.loads((run / "adapt.json").read_text())
+    file = run / "adapt.json"
+
+    def some_places(line):
+        while line.startswith("measuring the base"):
+            if len(json.loads(file.read_text()).get("before", {"places": []})["places"]) >= 4:
+                break
+            time.sleep(0.1)
+        return line.startswith("measuring the base")
+
+    said = start_and_kill(project, command, some_places)
+    change(file, before__seconds=60, config__evaluation_steps=2, config__dev_windows=8)
+    start_and_kill(project, command, lambda line: line.lstrip().startswith("step 4"))
+    state = change(file, spent=290)
     done = project.run(*command)
-    assert "files read" in "".join(said)
+    steps = re.findall(r"step (\d+) of (\d+)", done.stdout)
+    assert steps[-1][0] == steps[-1][1] and int(steps[-1][0]) < state["config"]["max_steps"]  # ends in time
+    assert "files read" in said
     assert "files read" not in done.stdout
     assert "adapted, with context minus base, with context" in done.stdout
     assert f"python serve.py --model_path {run} --repository {repository}" in done.stdout
@@ -66,7 +98,7 @@ def test_killed_while_it_trains_the_same_command_goes_on_and_keeps_its_time(proj
     metas = [project.folder / "dataset" / f"tools_adapted{part}" / "json" / "meta.json" for part in ("", "_2")]
     sources = [json.loads(file.read_text())["sources"][0] for file in metas]
     assert sources[0]["dev_files"] == sources[1]["dev_files"]
-    assert not (project.folder / "model" / "tools_adapted_2").exists()
+    assert not (project.folder / "model" / "tools_adapted_2").exists()  # nothing was begun
 
 
 def test_what_cannot_work_is_said_before_time_is_spent(project, tmp_path, without_markers):
