@@ -17,11 +17,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # which PYTHONSAFEPATH leaves out
 from common.command import InputError, flag, parse_flags, run_command, utf8
+from common.gpu import has_gpu
 from common.model_files import BEST_MODEL, newest_run
 from common.source_code import LANGUAGES, decode_source, language_of, read_source
 from completion.complete import complete
 from completion.engines.engine import Engine
-from completion.engines.load_engine import PRECISIONS, has_gpu, load_engine
+from completion.engines.load_engine import PRECISIONS, load_engine
 from completion.repository.choice import choose_context, work_tree
 from completion.repository.chunks import Chunk
 from completion.repository.repository import Repository

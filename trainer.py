@@ -18,7 +18,7 @@ from common.files import atomic_write
 from data import SrcCodeDataset, TokenBatches
 from evaluation.loss import SingleCLMEvaluator
 from model import GPTSingleHead, use_fast_kernels
-from training.checkpoint import Progress, RunSaver, check_flags, read_progress, restore_checkpoint
+from training.checkpoint import Progress, RunSaver, check_flags, check_progress, read_progress, restore_checkpoint
 from training.config import TrainConfig
 from training.fim import FimEpochs, MiddleEvaluator
 from training.processes import StopSignal, all_sum, is_main, rank, world_size
@@ -119,6 +119,7 @@ class ModelTrainer:
         if saved:
             self.progress = saved[0]
             changed = check_flags(self.run_folder, saved[1], flags)
+            check_progress(self.progress, self.steps_per_epoch, last)
             restore_checkpoint(last, self.model, self.step.optimizer, self.step.scaler)
             logger.info("going on after step %d of %s%s", self.progress.step, last, changed)
         if all_sum(torch.tensor(self.progress.step, device=self.model.device)) != self.progress.step * world_size():

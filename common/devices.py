@@ -7,13 +7,14 @@ from pathlib import Path
 import torch
 
 from common.command import InputError
+from common.gpu import usable_gpu
 
 FP16_DEVICES = ("cuda",)  # tests add the CPU, which takes its time over it
 
 
 def choose_device() -> torch.device:
-    """The first GPU if there is any, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The first GPU if there is one that PyTorch can use, else the CPU."""
+    return torch.device("cuda" if usable_gpu() else "cpu")
 
 
 def choose_dtype(precision: str, device: torch.device) -> torch.dtype:

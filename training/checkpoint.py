@@ -31,11 +31,17 @@ if TYPE_CHECKING:
 Count = Annotated[int, range(2**63)]
 
 
+class Scores(TypedDict):
+    loss: float
+    perplexity: float
+
+
 class Report(TypedDict):
     """What a restart needs of ck_report.json."""
 
     saved_at_total_steps: Count
-    eval_scores_on_dev: dict[str, float]
+    tokens_seen: Count
+    eval_scores_on_dev: Scores
 
 
 @dataclass
@@ -229,6 +235,25 @@ def read_progress(folder: Path) -> tuple[Progress, dict] | None:
     return Progress(**{field.name: saved["run"][field.name] for field in fields(Progress)}), saved["flags"]
 
 
+def check_progress(run: Progress, steps_per_epoch: int, folder: Path) -> None:
+    """Refuse a state that no run can have; it was read from `folder`.
+
+    Raises:
+        InputError: says what contradicts what.
+    """
+    best_step = run.report["saved_at_total_steps"] if run.report else 0
+    rules = {
+        f"epoch {run.epoch} and epoch_step {run.epoch_step} do not make step {run.step}": run.step
+        == run.epoch * steps_per_epoch + run.epoch_step,
+        f"epoch_step is above {steps_per_epoch}, the steps of an epoch": run.epoch_step <= steps_per_epoch,
+        f"the evaluation or the best model is of a step after {run.step}": max(run.evaluated_step, best_step)
+        <= run.step,
+        "best_score and report do not fit each other": math.isfinite(run.best_score) == (run.report is not None),
+    }
+    if wrong := next((what for what, holds in rules.items() if not holds), None):
+        raise InputError(f"{folder / 'state.json'}: {wrong}; {_REMEDY}")
+
+
 def check_flags(run_folder: Path, saved: dict, now: dict) -> str:
     """What to say of the flags that have changed since the run was started.
 
@@ -266,14 +291,19 @@ def restore_checkpoint(
         wanted = {f"{name}/{key}" for name in parameters for key in ("step", "exp_avg", "exp_avg_sq")}
         if optimizer_tensors.keys() not in (wanted, set()):  # none before the first step that was not skipped
             raise ValueError(
-                f"optimizer.safetensors lacks {min(wanted ^ optimizer_tensors.keys())}, or has it too much"
+                f"optimizer.safetensors lacks {min(wanted ^ optimizer_tensors.keys())}, or should not have it"
             )
         for key, tensor in optimizer_tensors.items():
             name, _, kind = key.rpartition("/")
-            if kind != "step" and tensor.shape != parameters[name].shape:
-                raise ValueError(f"{key} has the shape {tuple(tensor.shape)}")
+            wanted_shape = () if kind == "step" else parameters[name].shape
+            if tensor.shape != wanted_shape or tensor.dtype != torch.float32:
+                raise ValueError(f"{key} is {tensor.dtype} of shape {tuple(tensor.shape)}")
+            if not tensor.isfinite().all() or (kind != "exp_avg" and (tensor < 0).any()):
+                raise ValueError(f"{key} holds values that no optimizer has")
             optimizer.state[parameters[name]][kind] = tensor.to(parameters[name].device)
         if state["scaler"]:  # else another precision had none
+            if min(state["scaler"].values()) < 0 or state["scaler"].get("scale") == 0:
+                raise ValueError("a loss scale that is not positive")
             scaler.load_state_dict(state["scaler"])
     except (OSError, SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
         raise InputError(f"{folder}: the saved state is damaged ({error}); {_REMEDY}") from None

@@ -8,12 +8,14 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from common.command import InputError, first_line
+from common.gpu import usable_gpu
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +30,8 @@ def start(n_gpu: int, visible_device: str, deterministic: bool = False) -> torch
         InputError: GPUs that this machine does not have.
     """
     gpus = [int(gpu) for gpu in visible_device.split(",")]
-    if torch.cuda.is_available():
+    on_gpu = usable_gpu()
+    if on_gpu:
         torch.set_float32_matmul_precision("high")
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # which cuBLAS reads when it is first used
@@ -36,15 +39,17 @@ def start(n_gpu: int, visible_device: str, deterministic: bool = False) -> torch
     under_torchrun = "LOCAL_RANK" in os.environ
     if n_gpu > 1 and not under_torchrun:
         _start_again_under_torchrun(n_gpu, gpus)
-    if not under_torchrun:
-        return _gpu(gpus[0]) if torch.cuda.is_available() else torch.device("cpu")
-    if not os.environ["LOCAL_RANK"].isdecimal():
+    if under_torchrun and not os.environ["LOCAL_RANK"].isdecimal():
         raise InputError(f"LOCAL_RANK {os.environ['LOCAL_RANK']}: must be a number, as torchrun sets it; unset it")
-    device = _gpu(int(os.environ["LOCAL_RANK"])) if torch.cuda.is_available() else torch.device("cpu")
-    if device.type == "cuda":
+    gpu = int(os.environ["LOCAL_RANK"]) if under_torchrun else gpus[0]
+    device = _gpu(gpu) if on_gpu else torch.device("cpu")
+    if on_gpu:
         torch.cuda.set_device(device)
     try:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        if under_torchrun:
+            # A process may wait for long while another packs the dataset or completes problems; NCCL's own limit is ten
+            # minutes. If one ends, the others need not wait so long: torchrun ends them.
+            dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(days=1))
     except (ValueError, RuntimeError) as error:
         raise InputError(
             f"LOCAL_RANK is set, as torchrun does, but the processes cannot connect ({first_line(error)}); start with "
@@ -172,7 +177,7 @@ class StopSignal:
 
 @contextmanager
 def others_needed() -> Iterator[None]:
-    """Turn the loss of a connection into an InputError, for what has ended another process stands in its own words."""
+    """Report a lost connection as an InputError: the process at its other end prints its own cause."""
     try:
         yield
     except RuntimeError as error:  # gloo's have no class of their own

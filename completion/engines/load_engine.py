@@ -1,12 +1,11 @@
 """A model folder with the engine that suits this machine: llama.cpp on a CPU, PyTorch on a GPU or where that cannot."""
 
-import ctypes
 import gc
-import os
 import sys
 from pathlib import Path
 
 from common.command import InputError
+from common.gpu import has_gpu, usable_gpu
 from common.model_files import find_pretrained, read_config
 from completion.engines.engine import Engine
 from completion.gguf_export.errors import CannotConvert
@@ -27,7 +26,7 @@ def load_engine(path: str, precision: str = "auto") -> Engine:
     """
     folder = find_pretrained(path)
     read_config(folder)
-    if precision in IN_PYTORCH or (precision == "auto" and has_gpu()):
+    if precision in IN_PYTORCH or (precision == "auto" and has_gpu() and usable_gpu()):
         return _in_pytorch(folder, precision)
     try:
         from completion.engines.llama_engine import LlamaEngine
@@ -41,18 +40,6 @@ def load_engine(path: str, precision: str = "auto") -> Engine:
         raise InputError(f"{folder}: {reason}; leave out --precision {precision}, and PyTorch completes")
     print(f"note: {folder}: {reason}; PyTorch completes", file=sys.stderr)
     return _in_pytorch(folder, precision)
-
-
-def has_gpu() -> bool:
-    """Whether NVIDIA's driver has a GPU that PyTorch may use. Asking PyTorch would take seconds."""
-    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
-        return False
-    try:
-        driver = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
-        count = ctypes.c_int()
-        return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
-    except OSError:
-        return False
 
 
 def _in_pytorch(folder: Path, precision: str) -> Engine:

@@ -12,7 +12,7 @@ from conftest import scalars
 from safetensors.torch import load_file, save_file
 
 import train
-from common import files
+from common import files, gpu
 from common.command import InputError
 from model import GPTSingleHead
 from training import checkpoint, processes
@@ -118,6 +118,29 @@ def test_a_compiler_that_fails_without_a_word_costs_the_compilation_alone(comman
     assert "not compiled, so slower (AssertionError)" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [
+        ("exp_avg", lambda tensor: tensor.to(torch.int64)),
+        ("exp_avg", lambda tensor: tensor * float("nan")),
+        ("exp_avg_sq", lambda tensor: tensor - 1),
+        ("step", lambda tensor: tensor.expand(3).clone()),
+    ],
+    ids=["integers", "not finite", "below 0", "three steps"],
+)
+def test_moments_that_no_optimizer_has_are_refused(command, kind, change):
+    run = command("moments", "--restore_training")
+    file = run / "last" / "optimizer.safetensors"
+    content, tensors = file.read_bytes(), load_file(file)
+    name = min(key for key in tensors if key.endswith(f"/{kind}"))
+    try:
+        save_file(tensors | {name: change(tensors[name])}, file)
+        with pytest.raises(InputError, match=r"damaged \(.*start again"):
+            command("moments", "--restore_training", "--max_steps", 4)
+    finally:
+        file.write_bytes(content)
+
+
 @pytest.mark.parametrize("change", ["renamed", "left out", "added"])
 def test_a_state_of_another_optimizer_is_refused(command, change):
     run = command("state", "--restore_training")
@@ -145,6 +168,11 @@ EDITS = {
     "another report": lambda text: text.replace('"saved_at_total_steps"', '"saved_at"'),
     "scores that are none": lambda text: re.sub('"perplexity": [0-9.]+', '"perplexity": "low"', text),
     "no flags": lambda text: text.replace('"flags"', '"settings"'),
+    "a best score that is none": lambda text: re.sub('"best_score": [-0-9.]+', '"best_score": NaN', text),
+    "a best score without a report": lambda text: re.sub('"best_score": [-0-9.]+', '"best_score": -Infinity', text),
+    "a far epoch": lambda text: re.sub('"epoch": 0', '"epoch": 1000000', text, count=1),
+    "a report without its perplexity": lambda text: re.sub('"perplexity": [0-9.]+,', "", text),
+    "an evaluation of the future": lambda text: text.replace('"evaluated_step": 2', '"evaluated_step": 9'),
     "a scale that is none": lambda text: text.replace('"scaler": {}', '"scaler": {"scale": "abc"}'),
 }
 
@@ -236,3 +264,27 @@ def test_evaluations_that_follow_closely_are_not_all_saved_but_the_best_model_is
     monkeypatch.setattr(checkpoint, "SAVE_SHARE", 0)
     expected = load_file(command("often_saved", *flags) / "0_GPTSingleHead" / "model.safetensors")
     assert all(torch.equal(kept[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize(
+    ("cuda", "available", "capability", "said"),
+    [
+        (None, False, (0, 0), "install a CUDA build"),
+        ("13.0", False, (0, 0), "its driver is too old"),
+        ("13.0", True, (6, 0), "Tesla P100 has compute capability 6.0, and this PyTorch supports 7.5 and newer"),
+        ("13.0", True, (9, 0), None),
+    ],
+)
+def test_a_gpu_that_pytorch_cannot_use_is_named_with_what_to_install(
+    monkeypatch, capsys, cuda, available, capability, said
+):
+    monkeypatch.setattr(gpu, "has_gpu", lambda: True)
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla P100")
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_90", "sm_120", "compute_120"])
+    assert gpu.usable_gpu() is (said is None)
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == (said is not None)
+    assert said is None or said in printed
