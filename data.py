@@ -153,6 +153,8 @@ class TokenBatches:
         self._tokens = torch.from_numpy(signed).to(device)  # [N, L]
         self._mask = int(np.iinfo(dataset.tokens.dtype).max)
         self.lengths = torch.from_numpy(dataset.lengths).to(device)  # [N]
+        firsts = getattr(dataset, "firsts", np.ones(1, np.int32))  # [N]: the place of a row's first target
+        self._firsts = torch.from_numpy(firsts).to(device).expand(len(self.lengths))
         self._positions = torch.arange(dataset.max_seq_length, device=device)  # [L]
         self._pad_id = pad_id
 
@@ -160,18 +162,19 @@ class TokenBatches:
         return len(self.lengths)
 
     def count_targets(self, rows: Tensor) -> Tensor:
-        """Targets in rows of any shape, on the device: every token of a row but its first; -1 has none."""
-        return (torch.where(rows >= 0, self.lengths[rows], 1) - 1).sum()
+        """Targets in rows of any shape, on the device: every token but a row's first and its context; -1 has none."""
+        return torch.where(rows >= 0, (self.lengths - self._firsts)[rows], 0).sum()
 
     def gather(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Token ids and labels [B, L] int64 of the rows [B] (on the device); labels are IGNORED on padding.
+        """Token ids and labels [B, L] int64 of the rows [B] (on the device); labels are IGNORED on padding and context.
 
         A row number of -1 gives a row of padding alone, which fills a last batch up to the fixed shape.
         """
         ids = self._tokens[rows].long() & self._mask  # [B, L]
         lengths = torch.where(rows >= 0, self.lengths[rows], 0)
         padding = self._positions >= lengths[:, None]  # [B, L]
-        return ids.masked_fill(padding, self._pad_id), ids.masked_fill(padding, IGNORED)
+        ignored = padding | ((self._positions > 0) & (self._positions < self._firsts[rows][:, None]))
+        return ids.masked_fill(padding, self._pad_id), ids.masked_fill(ignored, IGNORED)
 
 
 def _row_frame(model: GPTSingleHead) -> tuple[list[int], dict[str, int | None], list[int]]:

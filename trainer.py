@@ -20,6 +20,7 @@ from evaluation.loss import SingleCLMEvaluator
 from model import GPTSingleHead, use_fast_kernels
 from training.checkpoint import Progress, RunSaver, check_flags, check_progress, read_progress, restore_checkpoint
 from training.config import TrainConfig
+from training.context import RowContext
 from training.fim import FimEpochs, MiddleEvaluator
 from training.processes import StopSignal, all_sum, is_main, rank, world_size
 from training.schedule import epoch_order, lr_factor, seed_step
@@ -69,8 +70,10 @@ class ModelTrainer:
         self.epochs = math.ceil(self.total_steps / self.steps_per_epoch)
         self.warmup_steps = math.ceil(self.total_steps * config.warmup_ratio)
         self.fim = self.middles = None
+        context = RowContext(train_dataset, model, config.context_rate, config.seed) if config.context_rate else None
+        if config.fim_rate or context:
+            self.fim = FimEpochs(train_dataset, model, config.fim_rate, config.seed, self._order, context)
         if config.fim_rate:
-            self.fim = FimEpochs(train_dataset, model, config.fim_rate, config.seed, self._order)
             self.middles = MiddleEvaluator(dev_dataset, model)
         self.step = TrainStep(model, config)
         self.progress = Progress()

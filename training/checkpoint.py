@@ -69,7 +69,7 @@ SAVE_SHARE = 20  # saving takes at most one part in so many of a run's time, unl
 # What a run can only go on with as it was started: its model, and what decides which windows a step sees.
 # "batch" is that of an optimizer step over all processes; how it is divided may change.
 FIXED = ("model_select", "dataset_name", "train_data", "dev_data", "seed", "fim_rate", "batch", "max_seq_length")
-FIXED += ("lora_r", "lora_alpha")
+FIXED += ("lora_r", "lora_alpha", "context_rate")
 
 
 class Saved(TypedDict):

@@ -47,6 +47,13 @@ class TrainConfig(Flags):
         at_least=0,
         at_most=0.9,  # beyond, too few rows stay whole
     )
+    context_rate: float = flag(
+        0.0,
+        "share of the rows that begin with code of other training files that resembles them, which is no target; they "
+        "learn to use repository context; at most 0.9",
+        at_least=0,
+        at_most=0.9,
+    )
 
     lora_r: int = flag(
         0, "rank of LoRA's matrices, as in 16: trains them instead of the whole model; 0: no LoRA", at_least=0,

@@ -21,6 +21,7 @@ from training.processes import all_sum, rank, world_size
 
 if TYPE_CHECKING:
     from model import GPTSingleHead
+    from training.context import RowContext
 
 ROWS_AT_ONCE = 4096
 DEV_WINDOWS = 512  # on which the loss of middles is measured
@@ -34,12 +35,14 @@ class FimRows:
     Attributes:
         tokens: [N, max_seq_length], as SrcCodeDataset's.
         lengths: [N] int32, tokens of each row before its padding.
-        middles: [N] int32, where the middle begins; 0 in rows that are left as they were.
+        middles: [N] int32, where the middle begins; 0 in rows that are not cut.
+        firsts: [N] int32, the place of the first target: 1, or after the context of other files.
     """
 
     tokens: np.ndarray
     lengths: np.ndarray
     middles: np.ndarray
+    firsts: np.ndarray
 
     @property
     def max_seq_length(self) -> int:
@@ -72,8 +75,9 @@ def fim_rows(
     seed: int,
     epoch: int,
     wanted: np.ndarray | None = None,
+    context: "RowContext | None" = None,
 ) -> FimRows:
-    """Cut about `rate` of the rows in three. Which and where depends on seed, epoch and row alone.
+    """Cut about `rate` of the rows in three, and put context before some. It depends on seed, epoch and row alone.
 
     A row that would become too long loses the end of its suffix, then the beginning of its prefix. A row whose tokens
     do not spell valid text (it begins or ends inside a character) stays as it is, as does one whose middle alone is
@@ -81,15 +85,22 @@ def fim_rows(
 
     Args:
         wanted: row numbers that will be read, in any order; the others need not be cut.
+        context: gives rows their context, for which the text makes room; None: no row has any.
     """
     tokenizer = model.tokenizer.backend_tokenizer
     tokenizer.encode_special_tokens = True  # words of control in a text are ordinary text
     words = known_fim_words(tokenizer.token_to_id)
-    markers = tuple(tokenizer.token_to_id(word) for word in words)
+    markers = tuple(tokenizer.token_to_id(word) for word in words or ())
     eos, head = model.eos_token_id, dataset.head_length
     draws = np.random.default_rng([seed, epoch]).random((len(dataset), 4))
-    rows = FimRows(np.array(dataset.tokens), np.array(dataset.lengths), np.zeros(len(dataset), np.int32))
+    rows = FimRows(
+        np.array(dataset.tokens),
+        np.array(dataset.lengths),
+        np.zeros(len(dataset), np.int32),
+        np.ones(len(dataset), np.int32),
+    )
     wanted = np.arange(len(dataset)) if wanted is None else wanted[wanted >= 0]
+    contexts = {int(i): ids for i in wanted if (ids := context.ids_for(int(i), epoch))} if context else {}
     chosen = wanted[draws[wanted, 0] < rate]
     for start in range(0, len(chosen), ROWS_AT_ONCE):
         numbers = chosen[start : start + ROWS_AT_ONCE]
@@ -102,8 +113,21 @@ def fim_rows(
         for k, i in enumerate(numbers):
             parts = [encoding.ids for encoding in encodings[3 * k : 3 * k + 3]]
             if "\ufffd" not in texts[k]:
-                _arrange(rows, i, head, parts, markers, eos, suffix_first=draws[i, 3] < 0.5, pad=model.pad_id)
+                room = rows.max_seq_length - len(contexts.get(i, ()))
+                _arrange(rows, i, head, parts, markers, eos, draws[i, 3] < 0.5, model.pad_id, room)
+    for i, ids in contexts.items():
+        _put_before(rows, i, ids, len(model.start_ids("")), head)
     return rows
+
+
+def _put_before(rows: FimRows, i: int, context: list[int], begin: int, head: int) -> None:
+    """Put context between what begins every row and the language's control word; a row that is too long is cut."""
+    old = rows.tokens[i, : rows.lengths[i]].tolist()
+    ids = [*old[:begin], *context, *old[begin:]][: rows.max_seq_length]
+    rows.tokens[i, : len(ids)] = ids
+    rows.lengths[i] = len(ids)
+    rows.firsts[i] = head + len(context)
+    rows.middles[i] += len(context) * bool(rows.middles[i])
 
 
 def _cut(text: str, first: float, second: float) -> tuple[str, str, str]:
@@ -114,10 +138,10 @@ def _cut(text: str, first: float, second: float) -> tuple[str, str, str]:
 
 def _arrange(
     rows: FimRows, i: int, head: int, parts: list[list[int]], markers: tuple[int, ...], eos: int, suffix_first: bool,
-    pad: int,
+    pad: int, room: int,
 ) -> None:  # fmt: skip
     prefix, middle, suffix = parts
-    room = rows.max_seq_length - head - len(markers) - 1 - len(middle)
+    room = room - head - len(markers) - 1 - len(middle)
     if room < 0:
         return
     suffix = suffix[: max(0, room - len(prefix))]
@@ -136,10 +160,11 @@ def _arrange(
 
 
 class FimEpochs:
-    """The training batches of each epoch. The next epoch's rows are cut in a thread, beside the training steps.
+    """The training batches of each epoch. The next epoch's rows are prepared in a thread, beside the training steps.
 
     Args:
         rows_of: an epoch's number -> row numbers, of any shape, that the run will read in it, if any.
+        context: as of `fim_rows`.
     """
 
     def __init__(
@@ -149,9 +174,10 @@ class FimEpochs:
         rate: float,
         seed: int,
         rows_of: Callable[[int], torch.Tensor],
+        context: "RowContext | None" = None,
     ):
         self._dataset, self._model, self._rate, self._seed = dataset, model, rate, seed
-        self._rows_of = rows_of
+        self._rows_of, self._context = rows_of, context
         self._thread = ThreadPoolExecutor(1)
         self._ahead: dict[int, Future[FimRows]] = {}
 
@@ -170,6 +196,7 @@ class FimEpochs:
                 self._seed,
                 epoch,
                 self._rows_of(epoch).flatten().numpy(),
+                self._context,
             )
             self._ahead[epoch] = self._thread.submit(fim_rows, *arguments)
 

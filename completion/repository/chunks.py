@@ -3,7 +3,7 @@
 import re
 from typing import NamedTuple
 
-SHORTEST, LONGEST = 12, 24  # lines of a chunk; between them it ends where a blank line or a new definition is
+LONGEST = 24  # lines of a chunk; from half of it on, a chunk ends where a blank line or a new definition is
 BOUNDARY = re.compile(r"\s*$|(class|def|async def|@|public|private|protected) ?")
 NAME = re.compile(r"[^\W\d]\w*")
 PART = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[^\W\dA-Z_]+|[A-Z]+|\d+")
@@ -23,14 +23,14 @@ class Chunk(NamedTuple):
     text: str
 
 
-def cut_chunks(path: str, text: str) -> list[Chunk]:
+def cut_chunks(path: str, text: str, longest: int = LONGEST) -> list[Chunk]:
     """All lines of a file as chunks, one after the other; those without a name in them are left out."""
     lines = text.splitlines(keepends=True)
     chunks, start = [], 0
     while start < len(lines):
-        end = min(start + LONGEST, len(lines))
+        end = min(start + longest, len(lines))
         if end < len(lines):
-            ends = (line for line in range(end, start + SHORTEST - 1, -1) if BOUNDARY.match(lines[line].lstrip()))
+            ends = (line for line in range(end, start + longest // 2 - 1, -1) if BOUNDARY.match(lines[line].lstrip()))
             end = next(ends, end)
         chunks.append(Chunk(path, start + 1, "".join(lines[start:end])))
         start = end

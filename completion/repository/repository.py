@@ -3,13 +3,13 @@
 import hashlib
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from completion.repository.chunks import NAME, Chunk, cut_chunks, words_of
+from completion.repository.chunks import LONGEST, NAME, Chunk, cut_chunks, words_of
 from dataset.sources import find_sources, read_text
 
 QUERY_BEFORE, QUERY_AFTER = 24, 4  # lines around the cursor whose words are searched for
@@ -61,6 +61,17 @@ class Repository:
         self._last: tuple[str | None, str, list[Chunk]] = (None, "", [])
         self.refresh()
 
+    @classmethod
+    def of_texts(cls, texts: Mapping[str, str], longest: int = LONGEST) -> "Repository":
+        """Of files in memory: path -> text, in chunks of at most so many lines."""
+        repository = cls(None)
+        for path, text in texts.items():
+            chunks = cut_chunks(path, text, longest)
+            words = [repository._words(chunk.text) for chunk in chunks]
+            repository._files[path] = _File((0, 0), _digest(text), chunks, words)
+        repository._index = repository._build()
+        return repository
+
     def path_of(self, file: str | Path) -> str:
         """A file's path below the folder, with forward slashes; empty if it lies elsewhere."""
         file, folder = Path(file).resolve(), self.folder.resolve()
@@ -106,24 +117,48 @@ class Repository:
             exclude: paths of files that must not be shown.
             max_tokens: that all chunks may take together, each as `count_tokens` counts it.
         """
-        if time.monotonic() - self._checked > CHECKED_AFTER:
+        if self.folder and time.monotonic() - self._checked > CHECKED_AFTER:
             self._checked = time.monotonic()
             threading.Thread(target=self.refresh, daemon=True).start()
+        last_path, begun, shown = self._last
+        goes_on = path == last_path and begun and begun in prefix
+        limits = {"max_tokens": max_tokens, "count_tokens": count_tokens}
+        chosen = self.search(prefix, suffix, path, extra, exclude, shown if goes_on else (), **limits)
+        # An editor sends the last lines before the cursor only, so the prefix loses lines at its beginning.
+        self._last = path, prefix[: prefix.rfind("\n") + 1][-LAST_LINES:], chosen
+        return chosen
+
+    def search(
+        self,
+        prefix: str,
+        suffix: str,
+        path: str | None = None,
+        extra: Sequence[Chunk] = (),
+        exclude: Collection[str] = (),
+        preferred: Sequence[Chunk] = (),
+        *,
+        max_tokens: int,
+        count_tokens: Callable[[Chunk], int],
+    ) -> list[Chunk]:
+        """As `chunks_for`, by these arguments alone: no chunk is preferred for having been shown last.
+
+        Args:
+            preferred: chunks whose score counts `KEPT` times.
+        """
         index = self._index
         chunks = [*index.chunks, *extra]
         scores = self._scores(index, query_of(prefix, suffix), extra)
-        last_path, begun, shown = self._last
-        if path == last_path and begun and begun in prefix:
-            extra_places = {chunk: place for place, chunk in enumerate(extra, len(index.chunks))}
-            for chunk in shown:
-                if (place := index.places.get(chunk, extra_places.get(chunk))) is not None:
-                    scores[place] *= KEPT
+        extra_places = {chunk: place for place, chunk in enumerate(extra, len(index.chunks))}
+        for chunk in preferred:
+            if (place := index.places.get(chunk, extra_places.get(chunk))) is not None:
+                scores[place] *= KEPT
+        good = np.flatnonzero(scores >= GOOD_ENOUGH)
         visible = {line.strip() for line in (prefix + suffix).splitlines()}
         chosen: list[Chunk] = []
         tried = 0
-        for place in np.argsort(-scores, kind="stable"):
+        for place in good[np.argsort(-scores[good], kind="stable")]:
             chunk = chunks[place]
-            if scores[place] < GOOD_ENOUGH or len(chosen) == MOST or tried == CONSIDERED:
+            if len(chosen) == MOST or tried == CONSIDERED:
                 break
             if chunk.path in exclude:
                 continue
@@ -135,10 +170,7 @@ class Repository:
                 chosen.append(chunk)
                 max_tokens -= tokens
                 visible.update(map(str.strip, chunk.text.splitlines()))
-        chosen.sort()
-        # An editor sends the last lines before the cursor only, so the prefix loses lines at its beginning.
-        self._last = path, prefix[: prefix.rfind("\n") + 1][-LAST_LINES:], chosen
-        return chosen
+        return sorted(chosen)
 
     def _read(self, file: Path, path: str, known: _File | None) -> _File | None:
         try:

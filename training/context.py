@@ -1,0 +1,110 @@
+"""Rows with repository context: chunks of other training files before the text, as completion shows them."""
+
+import json
+from functools import lru_cache
+from itertools import groupby
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from common.command import InputError
+from completion.engines.torch_engine import vocabulary_of
+from completion.repository.chunks import LONGEST, Chunk
+from completion.repository.form import context_ids
+from completion.repository.repository import Repository
+from data import SrcCodeDataset
+from dataset.format import read_meta
+
+if TYPE_CHECKING:
+    from model import GPTSingleHead
+
+SHARE = 2  # chunks take at most one part in so many of a row
+TOKENS_OF_A_LINE = 20  # at most, in nearly all lines: a chunk of LONGEST lines may have no room in a short row
+CONTEXT = 2  # beside the seed and the epoch, so that the draws are not those of training/fim.py
+
+
+class _File(NamedTuple):
+    label: str
+    path: str
+
+
+class RowContext:
+    """Finds chunks for the rows of a training set that convert.py made.
+
+    The training files are put together again from their windows, so that the sources need not be there.
+
+    Raises:
+        InputError: there is no meta.json beside the rows.
+    """
+
+    def __init__(self, dataset: SrcCodeDataset, model: "GPTSingleHead", rate: float, seed: int):
+        self._dataset, self._rate, self._seed = dataset, rate, seed
+        self._vocabulary, self._eos = vocabulary_of(model), model.eos_token_id
+        self._tokenizer = model.tokenizer.backend_tokenizer
+        if not (dataset.file_path.parent / "meta.json").is_file():
+            raise InputError(f"{dataset.file_path}: --context_rate needs the meta.json that convert.py writes")
+        stride = read_meta(dataset.file_path.parent)["flags"]["stride"]
+        self._files = _files_of_rows(dataset)  # of each row
+        texts: dict[str, str] = {}
+        first = 0
+        for file, rows in groupby(self._files):
+            count = len(list(rows))
+            bodies = [self._body(row) for row in range(first, first + count)]
+            ids = [token for body in bodies[:-1] for token in body[:stride]] + bodies[-1]
+            texts[file.path] = texts.get(file.path, "") + self._tokenizer.decode(ids, skip_special_tokens=False)
+            first += count
+        self._most = dataset.max_seq_length // SHARE
+        lines = max(2, min(LONGEST, self._most // TOKENS_OF_A_LINE))
+        self._repository = Repository.of_texts(texts, lines)
+        self._count = lru_cache(100_000)(self._count)
+
+    def ids_for(self, row: int, epoch: int) -> list[int]:
+        """The context of a row in an epoch, which depends on seed, epoch and row alone; empty in most rows.
+
+        It is searched for with the first half of the row's text, since the model completes what follows.
+        """
+        if np.random.default_rng([self._seed, CONTEXT, epoch, row]).random() >= self._rate:
+            return []
+        file, body = self._files[row], self._body(row)
+        text = self._tokenizer.decode(body[: len(body) // 2], skip_special_tokens=False)
+        language = file.label.lower()
+        around = len(context_ids(self._vocabulary, [], language, file.path))
+        chunks = self._repository.search(
+            text,
+            "",
+            file.path,
+            exclude={file.path},
+            max_tokens=self._most - around,
+            count_tokens=lambda chunk: self._count(chunk, language, file.path) - around,
+        )
+        return context_ids(self._vocabulary, chunks, language, file.path) if chunks else []
+
+    def _count(self, chunk: Chunk, language: str, path: str) -> int:
+        return len(context_ids(self._vocabulary, [chunk], language, path))
+
+    def _body(self, row: int) -> list[int]:
+        body = self._dataset.tokens[row, self._dataset.head_length : self._dataset.lengths[row]].tolist()
+        return body[:-1] if body[-1:] == [self._eos] else body
+
+
+def _files_of_rows(dataset: SrcCodeDataset) -> list[_File]:
+    """The file that each row is a window of.
+
+    Raises:
+        InputError: a row does not name it.
+    """
+    files: list[_File] = []
+    known: dict[bytes, _File] = {}  # all windows of a file end in the same label and path
+    with dataset.file_path.open("rb") as rows:
+        for number, line in enumerate(rows, 1):
+            tail = line[line.rfind(b"]") :]
+            if tail not in known:
+                try:
+                    row = json.loads(line)
+                    known[tail] = _File(row["label"], row["path"])
+                except (ValueError, KeyError, TypeError):
+                    raise InputError(
+                        f"{dataset.file_path}:{number}: has no path; convert again, or leave out --context_rate"
+                    ) from None
+            files.append(known[tail])
+    return files
