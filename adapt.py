@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from trainer import ModelTrainer
 
 EVALUATIONS = 8  # while it is trained
+CONTEXT_RATE = 0.25
 LEAST_STEPS, LEAST_TOKENS = 10, 5000  # of training; in train
 # Of Python's own library, to see what is forgotten.
 GENERAL = (
@@ -125,6 +126,7 @@ def prepare(state: State, earlier: Path | None) -> None:
         "num_epochs_train": 1_000_000,
         "max_seq_length": row,
         "fim_rate": fim_rate,
+        "context_rate": CONTEXT_RATE,
         "lora_r": lora_r,
         "lora_alpha": 2.0 * lora_r or 32.0,
         "lr": flags.lr or (1e-3 if lora_r else 2e-4),
@@ -177,7 +179,7 @@ def convert_sources(state: State, base: str, row: int, earlier: Path | None) -> 
 def train_model(state: State) -> None:
     import torch
 
-    from common.devices import choose_device
+    from common.devices import choose_device, peak_memory
     from train import make_trainer, memory_advice
     from training.config import TrainConfig
     from training.run_folder import start_files
@@ -195,7 +197,7 @@ def train_model(state: State) -> None:
     if trainer.stop.signal:
         print(f"stopped after step {trainer.progress.step}; the same command goes on", flush=True)
         sys.exit(130 if trainer.stop.signal == signal.SIGINT else 0)
-    state.save(trained=trained)
+    state.save(trained=trained, peak_memory=peak_memory(device))
 
 
 class Pace(SingleCLMEvaluator):
@@ -211,7 +213,7 @@ class Pace(SingleCLMEvaluator):
         self._trainer, self._state = trainer, state
         self._began, self._first = state.spent, None
         # The adapted model is measured at the same places as the base.
-        self._ends = state.seconds - 1.05 * state["before"]["seconds"] - 2
+        self._ends = 0.99 * state.seconds - 1.05 * state["before"]["seconds"] - 5
 
     def __call__(
         self, model: "GPTSingleHead", interrupted: Callable[[], bool] = lambda: False
@@ -253,6 +255,7 @@ def report(state: State) -> None:
         "commit": meta["sources"][0]["version"],
         "flags": state["config"],
         "trained": state["trained"],
+        "peak_memory": state["peak_memory"],
         "losses": {"before": before["losses"], "after": after["losses"]},
         "places": compare(before["places"], after["places"]),
         "answers": {"before": before["places"], "after": after["places"]},
@@ -274,7 +277,8 @@ def report(state: State) -> None:
         print(f"written: {output} and {chart(result, output.with_suffix('.png'))}")
     state.save(done=True)
     flags = f"--model_path {shlex.quote(str(state.run_folder))} --repository {shlex.quote(state.folder)}"
-    print(f"{state.spent / 60:.1f} minutes; the model is in {state.run_folder}")
+    peak = state["peak_memory"] / 2**30
+    print(f"{state.spent / 60:.1f} minutes, {peak:.1f} GiB at the peak of training; the model is in {state.run_folder}")
     print(f"in the editor:      python serve.py {flags}")
     print(f"in a conversation:  python interact.py {flags}")
 

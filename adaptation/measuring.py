@@ -4,7 +4,7 @@ import gc
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from adaptation.comparison import KINDS, answer_places, load_model, measure_loss
 from adaptation.state import MEASURE_SHARE, State
@@ -14,6 +14,17 @@ from evaluation.places import Span, spans_of_dataset
 
 PLACES = "adapt_places.json"  # in the run folder
 MOST_PLACES = 400  # of a kind
+
+
+class Place(TypedDict):
+    """A row of PLACES: a Span."""
+
+    kind: str
+    path: str
+    prefix: str
+    middle: str
+    suffix: str
+    source: str
 
 
 def measure(state: State, stage: str, path: str) -> None:
@@ -59,8 +70,8 @@ def choose_places(state: State) -> list[Span]:
         spans = spans_of_dataset(state.name, MOST_PLACES, state.flags.seed, KINDS)
         with atomic_write(file) as opened:
             json.dump([asdict(span) for span in spans], opened)
-    rows = read_json(file, list[dict[str, Any]], "remove the run folder, and the adaptation starts anew")
-    return [Span(**row | {"context": ()}) for row in rows]
+    rows = read_json(file, list[Place], "remove the run folder, and the adaptation starts anew")
+    return [Span(**{name: row[name] for name in Place.__annotations__}) for row in rows]
 
 
 def solve_lines(state: State, stage: str, path: str) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import json
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from common.command import Flags, InputError, flag, folder_name, output_file
 from common.files import ROOT, atomic_write
@@ -30,6 +30,30 @@ class AdaptFlags(Flags):
         None, "write the results as JSON to this file, and a chart beside it", type=output_file(".json")
     )
     seed: int = flag(122, "of the choice of held-out files and of the training", at_least=0, below=2**31)
+
+
+class Stage(TypedDict):
+    """What has been measured of a model; the losses, when they are, and the results of problems join it."""
+
+    seconds: float
+    places: list[dict[str, Any]]
+
+
+class _Saved(TypedDict):
+    flags: dict[str, Any]
+    spent: float
+
+
+class Saved(_Saved, total=False):
+    """adapt.json."""
+
+    config: dict[str, Any]  # of the training
+    loss_windows: int
+    total_steps: int
+    before: Stage
+    after: Stage
+    trained: dict[str, Any] | None
+    peak_memory: int  # bytes
 
 
 class State:
@@ -65,7 +89,7 @@ class State:
 
 
 def read_state(run_folder: Path) -> dict[str, Any]:
-    return read_json(run_folder / STATE, dict[str, Any], "remove the folder, and the adaptation starts anew")
+    return read_json(run_folder / STATE, Saved, "remove the folder, and the adaptation starts anew")
 
 
 def find_run(flags: AdaptFlags) -> tuple[Path, Path | None]:
@@ -84,13 +108,13 @@ def find_run(flags: AdaptFlags) -> tuple[Path, Path | None]:
                 return run_folder, earlier
             continue
         values = read_state(run_folder)
-        if values["flags"]["folder"] == str(folder) and "done" in values:
+        if values["flags"].get("folder") == str(folder) and "done" in values:
             earlier = run_folder
-        elif values["flags"]["folder"] == str(folder):
-            kept = vars(flags) | {"folder": str(folder), "output": values["flags"]["output"]}
-            for key in (key for key in kept if kept[key] != values["flags"][key]):
+        elif values["flags"].get("folder") == str(folder):
+            kept = vars(flags) | {"folder": str(folder), "output": values["flags"].get("output")}
+            for key in (key for key in kept if kept[key] != values["flags"].get(key)):
                 raise InputError(
-                    f"{run_folder}: was stopped, and began with --{key} {values['flags'][key]}; go on with the same "
-                    "flags, or remove the folder"
+                    f"{run_folder}: was stopped, and began with --{key} {values['flags'].get(key)}; go on with the "
+                    "same flags, or remove the folder"
                 )
             return run_folder, earlier
