@@ -5,10 +5,9 @@ python -m benchmarks --model distilgpt2 --output bench.json --chart bench.png
 
 All train the same shape from random weights on the same random tokens, taking turns; the numbers are medians over
 turns. A turn's clock stops when the device has finished. Peak memory on a CPU is that of the process, libraries left
-out; on a GPU that of tensors.
+out; on a GPU that of tensors. On a GPU all contenders' float32 products may take TF32.
 """
 
-import contextlib
 import gc
 import importlib.util
 import json
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class BenchmarkFlags(Flags):
-    """Flags of benchmark.py."""
+    """Flags of `python -m benchmarks`."""
 
     model: str = flag("tiny", "whose shape: distilgpt2, tiny or a folder with a config.json; weights are random")
     tokenizer: str = flag("tiny", "vocabulary for conversion and loading: a name, a Hub id or a folder")
@@ -59,13 +58,18 @@ def main() -> None:
 
     from benchmarks.completion_speed import NEW_TOKENS, QUICK_TOKENS, completion_table, time_completion
     from benchmarks.contenders import large_batch, new_model, shape_folder
-    from benchmarks.data_speed import time_data
-    from benchmarks.evaluation_speed import evaluation_table, time_evaluation
-    from benchmarks.training_speed import enter_contenders, time_training, training_table
+    from benchmarks.speed import (
+        evaluation_table,
+        time_data,
+        time_evaluation,
+        time_training,
+        training_table,
+    )
     from common.devices import choose_device
 
     transformers.utils.logging.set_verbosity_error()
     device = choose_device()
+    torch.set_float32_matmul_precision("high")  # as train.py does; the Trainer would set it for those after it
     can_compile = not flags.quick and (device.type == "cuda" or any(map(shutil.which, ("c++", "g++", "clang++"))))
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = scratch  # so that a first step shows what compilation takes
@@ -76,18 +80,16 @@ def main() -> None:
         batches = [4] if flags.quick else sorted({4, large_batch(shape, device)})
         results["training"] = []
         for batch in batches:
-            with contextlib.ExitStack() as stack:
-                contenders = enter_contenders(stack, folder, device, batch, can_compile, has_trainer)
-                results["training"] += time_training(contenders, batch, flags.repeats, shape, device)
-                del contenders
+            results["training"] += time_training(folder, device, batch, flags.repeats, can_compile, has_trainer)
             gc.collect()  # the Trainer and its model refer to each other
         print(training_table(results["training"]))
         results["evaluation"] = time_evaluation(folder, device, flags.repeats, flags.quick)
         print(evaluation_table(results["evaluation"]))
         new_model(folder, torch.device("cpu")).save(Path(scratch) / "random")
         new_tokens = QUICK_TOKENS if flags.quick else NEW_TOKENS
-        results["completion"] = time_completion(Path(scratch) / "random", flags.repeats, new_tokens)
-        print(completion_table(results["completion"]) + "\n")
+        if importlib.util.find_spec("xllamacpp") or device.type == "cuda":
+            results["completion"] = time_completion(Path(scratch) / "random", flags.repeats, new_tokens)
+            print(completion_table(results["completion"]) + "\n")
         results["data"] = time_data(folder, Path(scratch), flags.repeats, flags.quick)
         print("\n".join(f"{name:<42}{seconds:>10.2f} s" for name, seconds in results["data"].items()))
     if flags.output:

@@ -80,17 +80,20 @@ def _in_pytorch(folder: Path, new: int) -> dict[str, Callable[[], int]]:
     import torch
     from transformers import GenerationConfig
 
+    from common.devices import choose_device, choose_dtype
     from model import GPTSingleHead
 
-    model = GPTSingleHead.load(folder).eval()
-    ids = torch.tensor([[*model.start_ids("python"), *model.tokenize(SOURCE)]])
+    device = choose_device()  # as ours: on a GPU in 16 bits
+    dtype = choose_dtype("auto", device) if device.type == "cuda" else torch.float32
+    model = GPTSingleHead.load(folder).eval().to(device, dtype)
+    ids = torch.tensor([[*model.start_ids("python"), *model.tokenize(SOURCE)]], device=device)
     config = GenerationConfig(max_new_tokens=new, do_sample=False, pad_token_id=0)  # without a token that ends the text
 
     def generate() -> int:
         model.gpt.generate(ids, generation_config=config)
         return new
 
-    return {"generate, float32": generate}
+    return {f"generate, {str(dtype).removeprefix('torch.')}": generate}
 
 
 def _in_engine(folder: Path, new: int) -> dict[str, Callable[[], int]]:

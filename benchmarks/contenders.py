@@ -1,15 +1,12 @@
-"""What benchmark.py compares: this project's training step, a plain PyTorch loop and Hugging Face's Trainer.
-
-Each is a context manager that yields a function making one optimizer step on a batch of `rows`.
-"""
+"""What the benchmarks compare: this project's training and evaluation, plain PyTorch loops, Hugging Face's Trainer."""
 
 import contextlib
 import itertools
 import math
 import os
 import shutil
-import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,28 +15,28 @@ import transformers
 from torch.utils.data import DataLoader
 from transformers import AutoConfig, GPT2Config
 
-from common.command import InputError
+from common.command import InputError, first_line
 from common.devices import choose_dtype
 from common.model_files import find_pretrained, load_tokenizer
 from common.source_code import SPECIAL_WORDS
-from evaluation.loss import SingleCLMEvaluator
-from model import GPTSingleHead
-from trainer import ModelTrainer
+from data import TokenBatches
+from model import GPTSingleHead, use_fast_kernels
+from training.checkpoint import Progress
 from training.config import TrainConfig
+from training.step import TrainStep
 
 LENGTH = 256  # tokens of a window, as train.py's default
 REFERENCE_BATCH = 8  # windows in one forward pass of the 2020 reference's evaluation
-Step = Callable[[], object]
 
 
 class RandomRows:
     """Stands for a SrcCodeDataset: windows of random tokens, none of them padded."""
 
     def __init__(self, rows: int, model: GPTSingleHead):
-        dtype = np.min_scalar_type(len(model.tokenizer) - 1)
-        shape = (rows, model.max_seq_length)
         self.max_seq_length = model.max_seq_length
-        self.tokens = np.random.default_rng(0).integers(len(model.tokenizer), size=shape, dtype=dtype)
+        dtype = np.min_scalar_type(len(model.tokenizer) - 1)
+        self.tokens = np.random.default_rng(0).integers(len(model.tokenizer), size=(rows, LENGTH), dtype=dtype)
+        self.tokens = self.tokens[:, : self.max_seq_length].copy()
         self.lengths = np.full(rows, self.max_seq_length, np.int32)
         self.content = "random"
 
@@ -60,7 +57,7 @@ def shape_folder(model: str, tokenizer: str, folder: Path) -> Path:
         try:
             config = AutoConfig.from_pretrained(source)
         except Exception as error:  # a file that someone edited fails somewhere in the library, in any way
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            reason = first_line(error)
             raise InputError(f"{source}: its config.json cannot be read ({reason}); take a complete copy") from None
     config.vocab_size = max(config.vocab_size, load_tokenizer(tokenizer).get_vocab_size())
     config.save_pretrained(folder)
@@ -86,57 +83,50 @@ def large_batch(model: GPTSingleHead, device: torch.device) -> int:
     floats = 4 * config.vocab_size + config.num_hidden_layers * (
         32 * config.hidden_size + 2 * config.num_attention_heads * model.max_seq_length
     )
-    torch.cuda.empty_cache()
-    free = torch.cuda.mem_get_info()[0] if device.type == "cuda" else available_bytes()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        free = torch.cuda.mem_get_info()[0]
+    else:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4 << 30
     windows = free / 2 / (4 * floats * model.max_seq_length)
     return min(1 << max(2, int(math.log2(windows))), 1024 if device.type == "cuda" else 16)
 
 
-def available_bytes() -> int:
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):  # not Linux
-        return 4 << 30
-
-
-@contextlib.contextmanager
-def ours(model: GPTSingleHead, rows: RandomRows, batch: int, folder: Path, compiled: bool) -> Iterator[Step]:
+def ours(model: GPTSingleHead, batch: int, compiled: bool = False) -> Callable[[], object]:
+    """A function that makes one optimizer step."""
+    use_fast_kernels(model.gpt)
     config = TrainConfig(per_gpu_train_batch_size=batch, compile="on" if compiled else "off")
-    trainer = ModelTrainer(model, rows, rows, SingleCLMEvaluator(), config, folder)
-    trainer._begin()
-    model.train()
+    step, batches = TrainStep(model.train(), config), TokenBatches(RandomRows(2 * batch, model), 0, model.device)
+    step.prepare(batches, Progress())
     order = torch.arange(batch, device=model.device).view(1, 1, batch)
-    yield lambda: trainer._train_step(order)
-    trainer.metrics.close()
+    return lambda: step(batches, order, config.lr)
 
 
-@contextlib.contextmanager
-def plain(model: GPTSingleHead, rows: RandomRows, batch: int) -> Iterator[Step]:
+def plain(model: GPTSingleHead, batch: int) -> Callable[[], object]:
+    """The same in float32, as the 2020 reference does it."""
     gpt, device = model.gpt.train(), model.device
     optimizer = torch.optim.AdamW(gpt.parameters(), lr=2e-5)
-    loader = DataLoader(rows, batch_size=batch, shuffle=True)
+    loader = DataLoader(RandomRows(max(64, 2 * batch), model), batch_size=batch, shuffle=True)
     batches = itertools.chain.from_iterable(itertools.repeat(loader))
 
     def step() -> None:
-        inputs = {name: values.to(device) for name, values in next(batches).items()}
-        loss = gpt(**inputs).loss
+        loss = gpt(**{name: values.to(device) for name, values in next(batches).items()}).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(gpt.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         loss.item()
 
-    yield step
+    return step
 
 
-@contextlib.contextmanager
-def hugging_face(model: GPTSingleHead, rows: RandomRows, batch: int, folder: Path, compiled: bool) -> Iterator[Step]:
-    """The Trainer owns its loop, so it runs in a thread that stops before each step until it is asked for it."""
-    dtype = choose_dtype("auto", model.device)
+def hugging_face(model: GPTSingleHead, batch: int, steps: list[int], folder: Path, compiled: bool) -> list[float]:
+    """Wall seconds of turns of so many steps each. The Trainer owns its loop, so its turns follow one another."""
+    dtype, on_gpu = choose_dtype("auto", model.device), model.device.type == "cuda"
     arguments = transformers.TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=batch,
-        max_steps=1_000_000,
+        max_steps=sum(steps),
         bf16=dtype == torch.bfloat16,
         fp16=dtype == torch.float16,
         torch_compile=compiled,
@@ -146,48 +136,28 @@ def hugging_face(model: GPTSingleHead, rows: RandomRows, batch: int, folder: Pat
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
-        use_cpu=model.device.type == "cpu",
-        dataloader_pin_memory=model.device.type == "cuda",
+        use_cpu=not on_gpu,
+        dataloader_pin_memory=on_gpu,
     )
-    asked, done, errors = threading.Semaphore(0), threading.Semaphore(0), []
-    ended = threading.Event()
+    ends, times = set(itertools.accumulate(steps)), [time.perf_counter()]
 
-    class Turns(transformers.TrainerCallback):
-        def on_step_begin(self, *args, **kwargs) -> None:
-            asked.acquire()
-            if ended.is_set():
-                raise EOFError  # the one way out of a Trainer before its next step
+    class Clock(transformers.TrainerCallback):
+        def on_step_end(self, _arguments, state, _control, **_):
+            if state.global_step in ends:
+                if on_gpu:
+                    torch.cuda.synchronize()
+                times.append(time.perf_counter())
 
-        def on_step_end(self, *args, **kwargs) -> None:
-            done.release()
-
-    def train() -> None:
-        try:
-            transformers.Trainer(model.gpt, arguments, train_dataset=rows, callbacks=[Turns()]).train()
-        except EOFError:
-            pass
-        except Exception as error:
-            errors.append(error)
-            done.release()
-
-    def step() -> None:
-        asked.release()
-        done.acquire()
-        if errors:
-            raise errors[0]
-
-    thread = threading.Thread(target=train, daemon=True)
-    thread.start()
-    yield step
-    ended.set()
-    asked.release()
-    thread.join()
+    rows = RandomRows(max(64, 2 * batch), model)
+    trainer = transformers.Trainer(model.gpt, arguments, train_dataset=rows, callbacks=[Clock()])
+    trainer.remove_callback(transformers.PrinterCallback)
+    trainer.train()
+    return [after - before for before, after in itertools.pairwise(times)]
 
 
 def evaluate_plainly(model: GPTSingleHead, rows: RandomRows) -> float:
     total = 0.0
     with torch.no_grad():
         for batch in DataLoader(rows, batch_size=REFERENCE_BATCH):
-            inputs = {name: values.to(model.device) for name, values in batch.items()}
-            total += model.gpt(**inputs).loss.item()  # waits for the device
+            total += model.gpt(**{name: values.to(model.device) for name, values in batch.items()}).loss.item()
     return total

@@ -1,4 +1,4 @@
-"""benchmark.py: every contender runs, and the files that it writes say so."""
+"""`python -m benchmarks`: every contender runs, and the files that it writes say so."""
 
 import importlib.util
 import json
@@ -8,7 +8,7 @@ import statistics
 def test_quick_run_writes_all_numbers_and_a_chart(project, base, tmp_path):
     output, chart = tmp_path / "bench.json", tmp_path / "bench.png"
     arguments = ("--quick", "--model", base, "--tokenizer", base, "--output", output, "--chart", chart)
-    done = project.run("benchmark.py", *arguments)
+    done = project.run("-m", "benchmarks", *arguments)
     results = json.loads(output.read_text())
 
     has_trainer = importlib.util.find_spec("accelerate") is not None
@@ -34,4 +34,4 @@ def test_quick_run_writes_all_numbers_and_a_chart(project, base, tmp_path):
 
 
 def test_zero_repeats_are_refused(project):
-    assert "--repeats 0: must be at least 1" in project.fails("benchmark.py", "--repeats", 0)
+    assert "--repeats 0: must be at least 1" in project.fails("-m", "benchmarks", "--repeats", 0)
