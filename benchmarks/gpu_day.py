@@ -1,7 +1,7 @@
 """The first hour on a machine with a GPU: four stages of at most ten minutes, without network, into one folder.
 
 python -m benchmarks.gpu_day right out     (tests; losses by precision and compilation; killed and restarted; text)
-python -m benchmarks.gpu_day fast out      (step times beside the alternatives; kernels, waits, memory; evaluation, save)
+python -m benchmarks.gpu_day fast out      (step times beside the alternatives; kernels, waits, memory, evaluation)
 python -m benchmarks.gpu_day report out    (a one-epoch run at the lab report's settings, evaluation and saves included)
 python -m benchmarks.gpu_day model out     (the embedded model's shape trained from nothing, and measured)
 
