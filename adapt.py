@@ -126,7 +126,7 @@ def prepare(state: State, earlier: Path | None) -> None:
         "num_epochs_train": 1_000_000,
         "max_seq_length": row,
         "fim_rate": fim_rate,
-        "context_rate": CONTEXT_RATE,
+        "context_rate": CONTEXT_RATE if fim_rate else 0.0,
         "lora_r": lora_r,
         "lora_alpha": 2.0 * lora_r or 32.0,
         "lr": flags.lr or (1e-3 if lora_r else 2e-4),
