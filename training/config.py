@@ -27,15 +27,19 @@ class TrainConfig(Flags):
         "distilgpt2", "tiny (embedded), distilgpt2, gpt2, gpt2_medium, gpt2_large, a Hub id or a model folder"
     )
     dataset_name: str = flag("source_code", "folder below dataset/ that convert.py has written", type=folder_name)
-    run_name: str = flag("", "folder below model/ for this run; else <model_select>_fine_tuned_coder", type=folder_name)
-    recipe: str = flag("", "settings of a run of the lab report, which other flags overrule: " + ", ".join(RECIPES))
-    restore_training: bool = flag(False, "go on from the run's last saved state, if there is one")
+    run_name: str = flag(
+        "", "folder below model/ for this run; default: <model_select>_fine_tuned_coder", type=folder_name
+    )
+    recipe: str = flag("", "settings of a run of the lab report; other flags override them: " + ", ".join(RECIPES))
+    restore_training: bool = flag(False, "continue from the run's last saved state, if there is one")
     overwrite: bool = flag(False, "delete an earlier run of the same name")
-    from_scratch: bool = flag(False, "keep the model's configuration and vocabulary, start from random weights")
+    from_scratch: bool = flag(
+        False, "take only the model's configuration and vocabulary, and start from random weights"
+    )
 
     num_epochs_train: int = flag(16, "epochs to train", at_least=1, at_most=1_000_000)
     max_steps: int = flag(
-        0, "end after this many optimizer steps; 0: when the epochs end", at_least=0, at_most=MOST_STEPS
+        0, "stop after this many optimizer steps; 0: when the epochs end", at_least=0, at_most=MOST_STEPS
     )
     per_gpu_train_batch_size: int = flag(4, "sequences per forward pass on each GPU", at_least=1, at_most=1_000_000)
     accumulation_steps: int = flag(1, "forward passes per optimizer step", at_least=1, at_most=1_000_000)
@@ -43,7 +47,7 @@ class TrainConfig(Flags):
 
     fim_rate: float = flag(
         0.0,
-        "share of the rows that learn to fill in the middle: prefix, suffix, middle; 0.5 is usual, at most 0.9",
+        "fraction of training rows cut for fill-in-the-middle (usually 0.5, at most 0.9)",
         at_least=0,
         at_most=0.9,  # beyond, too few rows stay whole
     )
@@ -67,19 +71,20 @@ class TrainConfig(Flags):
 
     lr: float | None = flag(None, "peak learning rate; else 2e-5, with --lora_r 2e-4", type=float, above=0)
     scheduler: str = flag("warmuplinear", "learning rate schedule", choices=SCHEDULERS)
-    warmup_ratio: float = flag(0.2, "share of all steps in which the learning rate rises", at_least=0, at_most=1)
-    weight_decay: float = flag(0.01, "AdamW's weight decay on matrices; biases and norms have none", at_least=0)
-    max_grad_norm: float = flag(1.0, "clip the gradient to this norm", above=0)
+    warmup_ratio: float = flag(0.2, "fraction of all steps during which the learning rate rises", at_least=0, at_most=1)
+    weight_decay: float = flag(0.01, "AdamW's weight decay, of matrices only, not of biases and norms", at_least=0)
+    max_grad_norm: float = flag(1.0, "largest norm of the gradient; a longer one is scaled down to it", above=0)
 
     evaluation_steps: int = flag(200, "optimizer steps between two evaluations on dev", at_least=1, at_most=MOST_STEPS)
     dev_batch_size: int = flag(
         8,
-        "sequences per forward pass in evaluation; on a GPU as many more as fit; no result depends on it",
+        "sequences per forward pass in evaluation; more on a GPU where they fit, fewer where memory is short; the results "
+        "do not depend on it",
         at_least=1,
         at_most=1_000_000,
     )
     dev_windows: int = flag(
-        0, "evaluate on that many windows of dev, always the same ones; 0: all", at_least=0, at_most=10**12
+        0, "evaluate on this many windows of dev, always the same ones; 0: all", at_least=0, at_most=10**12
     )
     problems: str | None = flag(
         None,
@@ -87,31 +92,34 @@ class TrainConfig(Flags):
         "pass@1",
         type=str,
     )
-    max_problems: int = flag(0, "only the first so many problems; 0: all", at_least=0, at_most=10**12)
+    max_problems: int = flag(0, "use only the first N problems; 0: all", at_least=0, at_most=10**12)
     allow_weak_sandbox: bool = flag(
-        False, "run the completions even where nothing but limits on time and memory holds them"
+        False, "run the completions even if this machine can limit only their time and memory"
     )
     early_stop: int = flag(
-        20, "end after this many evaluations without a better dev score", at_least=1, at_most=MOST_STEPS
+        20, "stop after this many evaluations without a better dev score", at_least=1, at_most=MOST_STEPS
     )
     save_steps: int = flag(
-        0, "optimizer steps between two saved states; 0: at every evaluation alone", at_least=0, at_most=MOST_STEPS
+        0,
+        "optimizer steps between two saved states; 0: only at evaluations, in at most a twentieth of the time",
+        at_least=0,
+        at_most=MOST_STEPS,
     )
     logging_steps: int = flag(
-        10, "optimizer steps between two entries of the training loss", at_least=1, at_most=MOST_STEPS
+        10, "optimizer steps between two log entries of the training loss", at_least=1, at_most=MOST_STEPS
     )
 
-    precision: str = flag("auto", "auto: bf16 or fp16 where the hardware is fast at it", choices=PRECISIONS)
+    precision: str = flag(
+        "auto", "auto: bf16 or fp16 where the hardware computes it fast, else fp32", choices=PRECISIONS
+    )
     fp16: bool = flag(False, "short for --precision fp16")
     compile: str = flag(
-        "auto", "torch.compile; auto: if the run is long enough to repay it", choices=("auto", "on", "off")
+        "auto", "use torch.compile; auto: on a GPU, if the run has 1000 steps or more", choices=("auto", "on", "off")
     )
     seed: int = flag(122, "random seed", at_least=0, below=2**63)
-    deterministic: bool = flag(
-        False, "the same bits again on the same GPU, at some cost of speed; a CPU gives them anyway"
-    )
+    deterministic: bool = flag(False, "repeat a run bit for bit on the same GPU, more slowly; a CPU always does")
     n_gpu: int = flag(1, "GPUs to train on", at_least=1, at_most=1024)
-    visiable_device: str = flag("0", "which GPUs, as 0 or 0,1", "--visible_device", type=gpu_numbers)
+    visiable_device: str = flag("0", "numbers of the GPUs to use, as in 0 or 0,1", "--visible_device", type=gpu_numbers)
 
     with_wandb: bool = flag(False, "log to Weights & Biases too; offline if there is no key")
     wandb_project_name: str = flag("code_generate", "project name for Weights & Biases")
