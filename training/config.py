@@ -78,8 +78,8 @@ class TrainConfig(Flags):
     evaluation_steps: int = flag(200, "optimizer steps between two evaluations on dev", at_least=1, at_most=MOST_STEPS)
     dev_batch_size: int = flag(
         8,
-        "sequences per forward pass in evaluation; more on a GPU where they fit, fewer where memory is short; the results "
-        "do not depend on it",
+        "sequences per forward pass in evaluation; more on a GPU if they fit, fewer if memory is short; the results do "
+        "not depend on it",
         at_least=1,
         at_most=1_000_000,
     )
