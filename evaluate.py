@@ -67,8 +67,10 @@ class EvaluateFlags(Flags):
     context_tokens: int = flag(
         500, "with --infill N: most tokens of context; 0: measure without alone", at_least=0, at_most=1_000_000
     )
-    no_infill: bool = flag(False, "with --infill line, leave what follows the line out of account")
-    max_problems: int = flag(0, "only the first so many problems, or lines of them; 0: all", at_least=0)
+    no_infill: bool = flag(False, "with --infill line, do not show the model the lines after it")
+    max_problems: int = flag(
+        0, "only the first so many problems of the file, or lines of their solutions; 0: all", at_least=0
+    )
     n_samples: int = flag(1, "completions of each problem: 1 is greedy", at_least=1, at_most=10_000)
     k: str = flag("1", "which pass@k to report, as in 1,10")
     temperature: float = flag(0.2, "of sampling, where --n_samples is above 1", above=0, at_most=100)
@@ -124,10 +126,9 @@ def main() -> None:
 
 def evaluate_problems(flags: EvaluateFlags) -> None:
     from completion.engines.load_engine import load_engine
-    from evaluation.measure import print_summary
-    from evaluation.solving import Solving, model_fingerprint, parse_ks, solve
+    from evaluation.pass_at_k import ProblemSettings, measure_problems, model_fingerprint, parse_ks, print_summary
 
-    solving = Solving(
+    settings = ProblemSettings(
         flags.n_samples,
         flags.temperature,
         flags.max_new_tokens,
@@ -137,11 +138,11 @@ def evaluate_problems(flags: EvaluateFlags) -> None:
         flags.infill,
         flags.no_infill,
     )
-    result, refused = solve(
+    result, refused = measure_problems(
         Path(flags.problems),
         lambda: load_engine(flags.model_path, flags.precision),
         model_fingerprint(flags.model_path),
-        solving,
+        settings,
         parse_ks(flags.k),
         Path(flags.samples) if flags.samples else None,
         flags.max_problems,
@@ -150,7 +151,7 @@ def evaluate_problems(flags: EvaluateFlags) -> None:
     )
     write_result(flags, {"model": flags.model_path, "flags": asdict(flags), **result})
     how = "greedy" if flags.n_samples == 1 else f"{flags.n_samples} samples at temperature {flags.temperature}"
-    what = f"single lines{' without what follows' * flags.no_infill}" if flags.infill else f"stop at {flags.stop}"
+    what = f"single lines{' without the suffix' * flags.no_infill}" if flags.infill else f"stop at {flags.stop}"
     print(f"{flags.model_path} on {flags.problems}: {how}, {what}")
     print_summary(result, refused)
 

@@ -76,14 +76,14 @@ def choose_places(state: State) -> list[Span]:
 
 def solve_lines(state: State, stage: str, path: str) -> dict[str, Any]:
     from completion.engines.load_engine import load_engine
-    from evaluation.solving import Solving, model_fingerprint, solve
+    from evaluation.pass_at_k import ProblemSettings, measure_problems, model_fingerprint
 
     before = state["before"]
     a_place = before["seconds"] / max(1, len(before["places"])) / 2
     limit = state.values.setdefault("problems", max(10, int(0.05 * state.seconds / a_place)))
     samples = state.run_folder / f"humaneval_{stage}.jsonl"
-    solving = Solving(max_new_tokens=128, infill="line")
-    result, _ = solve(
-        Path(state.flags.humaneval), lambda: load_engine(path), model_fingerprint(path), solving, [1], samples, limit
+    settings = ProblemSettings(max_new_tokens=128, infill="line")
+    result, _ = measure_problems(
+        Path(state.flags.humaneval), lambda: load_engine(path), model_fingerprint(path), settings, [1], samples, limit
     )
     return result["pass_at_k"]["1"]

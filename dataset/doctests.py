@@ -8,8 +8,13 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-TEST = """import doctest
+# A copy of doctest that the completion can neither have changed before nor import afterwards.
+TEST = """import sys
 
+sys.modules.pop("doctest", None)
+import doctest
+
+del sys.modules["doctest"]
 DOCSTRING = {docstring!r}
 
 

@@ -21,10 +21,10 @@ from common.files import atomic_write, dataset_file
 from common.model_files import load_tokenizer
 from dataset.doctests import Cut, cut_problems
 from dataset.format import read_meta
+from dataset.problem_file import Problem
 from dataset.sources import SourceFile, read_text
 from dataset.splits import split_sources
-from sandbox.problem_file import Problem
-from sandbox.running import Judge, in_parallel
+from sandbox.sandbox import Sandbox, in_parallel
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,6 +33,15 @@ if TYPE_CHECKING:
 HASH_SEEDS = (0, 1)  # a solution that depends on the order of a set's strings passes with one of them only
 NGRAM = 20  # tokens; as of the contamination that convert.py measures
 SECONDS = 20  # of processor time for a problem's own solution
+# Ends with an AssertionError that names the number of the first of several programs that runs to its end.
+FIRST_PASSING = """
+for number, program in enumerate({programs!r}):
+    try:
+        exec(program, {{}})
+    except BaseException:
+        continue
+    raise AssertionError(number)
+"""
 
 
 @dataclass
@@ -58,12 +67,12 @@ def main() -> None:
         raise InputError(f"{output}: {error}; name another file with --output") from None
     tokenizer = load_tokenizer(meta["flags"]["tokenizer"])
     held_out, train = split_sources(meta, dev_file.parent, tokenizer)
-    judge = Judge(config.allow_weak_sandbox)
-    print(f"the sources' functions are run on this machine, in a sandbox of level {judge.level}")
+    sandbox = Sandbox(config.allow_weak_sandbox)
+    print(f"the sources' functions are run on this machine, in a sandbox of level {sandbox.level}")
 
     steps: Counter[str] = Counter()
     cuts = list(cut_files(held_out if config.split == "dev" else train, steps))
-    problems = list(keep_sound(judge, cuts, steps))
+    problems = list(keep_sound(sandbox, cuts, steps))
     if not problems:
         raise InputError(f"{dev_file.parent}: no function of the {config.split} split makes a problem: {dict(steps)}")
     seen = known_ngrams(train)
@@ -76,7 +85,7 @@ def main() -> None:
         "dataset": config.dataset_name,
         "split": config.split,
         "python": sys.version.split()[0],
-        "sandbox": judge.level,
+        "sandbox": sandbox.level,
         "steps": dict(steps),
         "problems": len(problems),
         "solution_in_train": summary(shares),
@@ -88,7 +97,7 @@ def main() -> None:
         print(f"{number:>6,} {step}")
     print(f"{len(problems):>6,} problems written: {output}")
     print(
-        f"of a solution's {NGRAM}-grams stand in train: {counts['solution_in_train']['mean']:.1%} in the mean, "
+        f"of a solution's {NGRAM}-grams occur in train: {counts['solution_in_train']['mean']:.1%} on average, "
         f"more than half in {counts['solution_in_train']['more_than_half']:,} problems"
     )
 
@@ -109,11 +118,11 @@ def cut_files(files: list[SourceFile], steps: Counter[str]) -> Iterator[tuple[st
                 yield f"{file.path}:{cut.name}", cut
 
 
-def keep_sound(judge: Judge, cuts: list[tuple[str, Cut]], steps: Counter[str]) -> Iterator[Problem]:
+def keep_sound(sandbox: Sandbox, cuts: list[tuple[str, Cut]], steps: Counter[str]) -> Iterator[Problem]:
     """Those whose own solution passes, and no body that knows nothing of the task."""
     from tqdm import tqdm
 
-    checks: Iterator[Callable] = (partial(_check, judge, name, cut) for name, cut in cuts)
+    checks: Iterator[Callable] = (partial(_check, sandbox, name, cut) for name, cut in cuts)
     for problem, fault in tqdm(in_parallel(checks), "check", len(cuts), unit="problem", leave=False, disable=None):
         if fault:
             steps[f"left out: {fault}"] += 1
@@ -121,16 +130,18 @@ def keep_sound(judge: Judge, cuts: list[tuple[str, Cut]], steps: Counter[str]) -
             yield problem
 
 
-def _check(judge: Judge, name: str, cut: Cut) -> tuple[Problem, str]:
+def _check(sandbox: Sandbox, name: str, cut: Cut) -> tuple[Problem, str]:
+    """The problem, and why it is left out, if it is."""
     problem = Problem(name, cut.prompt, cut.name, cut.solution, cut.test)
     for seed in HASH_SEEDS:
-        if not judge.judge(problem, cut.solution, SECONDS, seed).passed:
-            alone = judge.passing(problem, [cut.solution], SECONDS)
-            return problem, "their test cannot be held across a pipe" if alone else "their own solution does not pass"
-    passing = judge.passing(problem, cut.trivial, SECONDS)
-    if passing is None:
+        if not sandbox.run(problem.program(cut.solution), SECONDS, seed).passed:
+            return problem, "their own solution does not pass"
+    verdict = sandbox.run(FIRST_PASSING.format(programs=[problem.program(body) for body in cut.trivial]), SECONDS)
+    if verdict.passed:
+        return problem, ""
+    if verdict.kind != "failed":
         return problem, "a trivial body does not end"
-    return problem, f"a trivial body passes, as does `{_kind(passing[0])}`" if passing else ""
+    return problem, f"a trivial body passes, as does `{_kind(cut.trivial[int(verdict.detail.split()[-1])])}`"
 
 
 def _kind(body: str) -> str:
@@ -151,7 +162,7 @@ def known_ngrams(train: list[SourceFile]) -> "np.ndarray":
 
 
 def share_in_train(solution: str, tokenizer: "Tokenizer", seen: "np.ndarray") -> float | None:
-    """Share of a solution's n-grams of tokens that stand in train word for word; None if it is shorter than one."""
+    """Share of a solution's n-grams of tokens that occur in train word for word; None if it is shorter than one."""
     import numpy as np
 
     from dataset.contamination import ngram_hashes

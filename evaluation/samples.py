@@ -3,17 +3,36 @@
 import json
 import os
 import re
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 from common.command import InputError
 from common.files import atomic_write, read_input
 from common.json_files import parse_json
-from sandbox.running import Verdict
+from evaluation.problems import Task, progress
+from sandbox.sandbox import Sandbox, in_parallel
 
-REPEATED = re.compile(r"(.{10,}?)\1\1")
+SHORTEST_REPEATED = 10  # characters
+
+
+class Generated(Protocol):
+    """What a sample needs of a completion; completion.settings.Completion has it."""
+
+    text: str
+    tokens: list[int]
+    mean_log_prob: float
+    stop_reason: str
+
+    @property
+    def finished(self) -> bool: ...
+
+
+# (the tasks to complete, the number of the sample that is wanted of each) -> (place in these lists, completion, name of
+# the engine), as they come
+Generate = Callable[[list[Task], list[int]], Iterable[tuple[int, Generated, str]]]
 
 
 @dataclass(frozen=True)
@@ -51,12 +70,31 @@ class Sample:
 
     @property
     def runs(self) -> bool:
-        return Verdict(self.verdict).runs
+        """Whether the test came to an answer, right or wrong."""
+        return self.verdict in ("passed", "failed")
 
     @property
     def repeats(self) -> bool:
-        """Whether a stretch of text, spaces aside, stands there three times in a row, or would have."""
-        return self.looped or REPEATED.search(re.sub(r"\s+", " ", self.completion)) is not None
+        """Whether a stretch of text, whitespace aside, occurs three times in a row, or would have."""
+        return self.looped or repeats_itself(re.sub(r"\s+", " ", self.completion))
+
+
+def repeats_itself(text: str) -> bool:
+    """Whether a stretch of at least SHORTEST_REPEATED characters occurs three times in a row.
+
+    Text with that period holds two equal blocks that begin at multiples of the period, so only those are compared.
+    """
+    for period in range(SHORTEST_REPEATED, len(text) // 3 + 1):
+        for start in range(0, len(text) - 2 * period + 1, period):
+            middle, end = start + period, start + 2 * period
+            if text[start] == text[middle] and text[start:middle] == text[middle:end]:
+                while start and text[start - 1] == text[start - 1 + period]:
+                    start -= 1
+                while end < len(text) and text[end] == text[end - period]:
+                    end += 1
+                if end - start >= 3 * period:
+                    return True
+    return False
 
 
 def read_samples(path: Path, run: str) -> list[Sample]:
@@ -70,42 +108,89 @@ def read_samples(path: Path, run: str) -> list[Sample]:
     content = read_input(path)
     whole = content[: content.rfind(b"\n") + 1]
     samples = []
-    for number, line in enumerate(whole.decode("utf-8", "replace").splitlines(), 1):
+    for number, line in enumerate(whole.decode("utf-8", "replace").split("\n")[:-1], 1):
         remedy = "delete the line, or name another --samples"
         try:
-            samples.append(Sample(**parse_json(line, dict, f"{path}:{number}", remedy)))
+            sample = Sample(**parse_json(line, dict, f"{path}:{number}", remedy))
         except TypeError:
             raise InputError(f"{path}:{number}: not a sample; {remedy}") from None
-        if samples[-1].number < 0:
-            earlier = sum(sample.task_id == samples[-1].task_id for sample in samples[:-1])
-            samples[-1] = replace(samples[-1], number=earlier)
-        if samples[-1].run != run:
+        if sample.number < 0:
+            sample = replace(sample, number=sum(sample.task_id == earlier.task_id for earlier in samples))
+        if sample.run != run:
             raise InputError(
                 f"{path}:{number}: a sample of another model, of other problems or of other settings; name another "
                 "--samples, or delete the file"
             )
+        samples.append(sample)
     if len(whole) < len(content):
         os.truncate(path, len(whole))
     return samples
 
 
-def write_samples(path: Path, samples: Iterable[Sample]) -> None:
+def take_samples(sandbox: Sandbox, tasks: list[Task], n: int, path: Path, run: str, generate: Generate) -> list[Sample]:
+    """n samples of each task: those that the file holds already, and the others, which join it as they come.
+
+    Raises:
+        InputError: the file holds something else.
+    """
+    asked = {task.task_id for task in tasks}
+    samples = [sample for sample in read_samples(path, run) if sample.task_id in asked]
+    there = {(sample.task_id, sample.number) for sample in samples}
+    missing = [(task, number) for task in tasks for number in range(n) if (task.task_id, number) not in there]
+
+    def judge(place: int, completion: Generated, engine: str) -> Sample:
+        task, number = missing[place]
+        verdict = task.verdict(sandbox, completion.text)
+        return Sample(
+            run=run,
+            task_id=task.task_id,
+            completion=completion.text,
+            mean_log_prob=round(completion.mean_log_prob, 4),
+            tokens=len(completion.tokens),
+            finished=completion.finished,
+            looped=completion.stop_reason == "loop",
+            verdict=verdict.kind,
+            detail=verdict.detail,
+            seconds=verdict.seconds,
+            engine=engine,
+            number=number,
+        )
+
+    def work() -> Iterator[Callable[[], Sample]]:
+        for found in generate(*map(list, zip(*missing, strict=True))) if missing else ():
+            yield partial(judge, *found)
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    bar = progress((), "complete and run", n * len(tasks), len(samples))
+    passed = sum(sample.verdict == "passed" for sample in samples)
+    with path.open("a", encoding="utf-8") as file, bar:
+        for sample in in_parallel(work()):
+            file.write(line_of(sample))
+            file.flush()
+            samples.append(sample)
+            passed += sample.verdict == "passed"
+            bar.update()
+            bar.set_postfix_str(f"pass@1 {passed / len(samples):.1%}")
+    return samples
+
+
+def judge_again(sandbox: Sandbox, tasks: list[Task], path: Path, run: str) -> list[Sample]:
+    """The samples of these tasks with the verdicts that they get now, which replace the old ones in the file.
+
+    Raises:
+        InputError: the file holds no samples of these tasks.
+    """
+    task_of = {task.task_id: task for task in tasks}
+    samples = read_samples(path, run)
+    if not (places := [place for place, sample in enumerate(samples) if sample.task_id in task_of]):
+        raise InputError(f"{path}: holds no samples to judge again; take them first, without --judge_again")
+    work = (partial(task_of[samples[at].task_id].verdict, sandbox, samples[at].completion) for at in places)
+    for at, verdict in zip(places, progress(in_parallel(work), "run", len(places)), strict=True):
+        samples[at] = replace(samples[at], verdict=verdict.kind, detail=verdict.detail, seconds=verdict.seconds)
     with atomic_write(path) as file:
-        file.writelines(line_of(sample) for sample in samples)
+        file.writelines(map(line_of, samples))
+    return [samples[at] for at in places]
 
 
 def line_of(sample: Sample) -> str:
     return json.dumps(asdict(sample)) + "\n"
-
-
-def shares(samples: list[Sample]) -> dict[str, float]:
-    """Of the completions: the share that parses, runs, ends by itself, repeats itself."""
-    return {name: sum(getattr(s, name) for s in samples) / len(samples) for name in SHARES}
-
-
-SHARES = ("parses", "runs", "finished", "repeats")
-
-
-def kinds(samples: list[Sample]) -> dict[str, int]:
-    """How many samples got each verdict, the commonest first."""
-    return dict(Counter(sample.verdict for sample in samples).most_common())

