@@ -1,6 +1,7 @@
 """A project's source files, and the chunks of them that resemble the code around a cursor."""
 
 import hashlib
+import re
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -13,9 +14,11 @@ from completion.repository.chunks import LONGEST, NAME, Chunk, cut_chunks, words
 from dataset.sources import find_sources, read_text
 
 QUERY_BEFORE, QUERY_AFTER = 24, 4  # lines around the cursor whose words are searched for
+NEARER = 0.8  # how much a line's words count beside those of the next line towards the cursor
+HALF_WORD = re.compile(r"\w*\Z")
 GOOD_ENOUGH = 0.2  # the least score of a chunk that is shown
 KEPT = 1.5  # times its score counts for a chunk that was shown last, so that the choice stays while one types
-MOST = 4  # chunks
+MOST = 6  # chunks
 CONSIDERED = 16  # chunks that are tried for one that has room
 SATURATION, LENGTH_SHARE = 1.5, 0.75  # BM25's usual k1 and b
 LAST_LINES = 200  # characters of the prefix's last lines, by which it is known again when more was typed
@@ -208,7 +211,7 @@ class Repository:
             np.repeat(np.arange(len(chunks), dtype=np.int32), lengths)[order],
         )
 
-    def _scores(self, index: _Index, query: str, extra: Sequence[Chunk]) -> np.ndarray:
+    def _scores(self, index: _Index, query: Mapping[str, float], extra: Sequence[Chunk]) -> np.ndarray:
         """[chunks + extra] float32: BM25 of each chunk, as a share of the weight of all words that are searched for.
 
         A word counts once in a chunk. A library for BM25, bm25s, took 9 times as long to build the index of 5,000 files
@@ -217,13 +220,13 @@ class Repository:
         scores = np.zeros(len(index.chunks) + len(extra), np.float32)
         words_of_extra = [_words_in(chunk.text) for chunk in extra]
         total = 0.0
-        for word in sorted(_words_in(query)):
+        for word, share in query.items():
             number = self._numbers.get(word, len(index.starts))
             begin, end = index.starts[number : number + 2] if number + 1 < len(index.starts) else (0, 0)
             in_extra = [place for place, words in enumerate(words_of_extra, len(index.chunks)) if word in words]
             if not (count := end - begin + len(in_extra)):
                 continue
-            weight = np.log1p((len(scores) - count + 0.5) / (count + 0.5))
+            weight = share * np.log1p((len(scores) - count + 0.5) / (count + 0.5))
             total += weight
             scores[index.found[begin:end]] += weight
             scores[in_extra] += weight
@@ -237,13 +240,16 @@ def _digest(text: str) -> bytes:
     return hashlib.sha256(text.encode()).digest()
 
 
-def query_of(prefix: str, suffix: str) -> str:
-    """The lines around the cursor, without the word that is being typed."""
-    before = prefix.splitlines(keepends=True)[-QUERY_BEFORE:]
-    text = "".join(before)
-    while text and (text[-1].isalnum() or text[-1] == "_"):
-        text = text[:-1]
-    return text + "\n" + "".join(suffix.splitlines(keepends=True)[:QUERY_AFTER])
+def query_of(prefix: str, suffix: str) -> dict[str, float]:
+    """The words of the lines around the cursor, without the word that is being typed, and how much each counts."""
+    before = HALF_WORD.sub("", prefix).split("\n")[-QUERY_BEFORE:]
+    after = suffix.split("\n")[:QUERY_AFTER]
+    weights: dict[str, float] = {}
+    for lines in (reversed(before), after):
+        for distance, line in enumerate(lines):
+            for word in sorted(_words_in(line)):
+                weights[word] = max(weights.get(word, 0.0), NEARER**distance)
+    return weights
 
 
 def _words_in(text: str) -> set[str]:
