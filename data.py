@@ -153,8 +153,8 @@ class TokenBatches:
         self._tokens = torch.from_numpy(signed).to(device)  # [N, L]
         self._mask = int(np.iinfo(dataset.tokens.dtype).max)
         self.lengths = torch.from_numpy(dataset.lengths).to(device)  # [N]
-        firsts = getattr(dataset, "firsts", np.ones(1, np.int32))  # [N]: the place of a row's first target
-        self._firsts = torch.from_numpy(firsts).to(device).expand(len(self.lengths))
+        firsts = getattr(dataset, "firsts", None)  # [N]: the place of a row's first target
+        self._firsts = torch.ones_like(self.lengths) if firsts is None else torch.from_numpy(firsts).to(device)
         self._positions = torch.arange(dataset.max_seq_length, device=device)  # [L]
         self._pad_id = pad_id
 
