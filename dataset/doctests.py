@@ -8,13 +8,8 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-# A copy of doctest that the completion can neither have changed before nor import afterwards.
-TEST = """import sys
+TEST = """import doctest
 
-sys.modules.pop("doctest", None)
-import doctest
-
-del sys.modules["doctest"]
 DOCSTRING = {docstring!r}
 
 

