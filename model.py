@@ -225,23 +225,6 @@ class GPTSingleHead(nn.Module):
         known = {"max_seq_length": self.max_seq_length, "do_lower_case": self.do_lower_case}
         return known | ({"fim_rate": self.fim_rate} if self.fim_rate else {})
 
-    def padding_features(self, features_dict_list: list[dict[str, list[int]]]) -> dict[str, Tensor]:
-        """Pad a batch of features to its longest sequence; adds the attention_mask that tells padding from text.
-
-        Args:
-            features_dict_list: one {"input_ids": [...]} an example; further features are padded alike.
-        Returns:
-            feature name -> [B, longest] int64.
-        """
-        longest = max(len(features["input_ids"]) for features in features_dict_list)
-        padded = {
-            name: torch.tensor([f[name] + [self.pad_id] * (longest - len(f[name])) for f in features_dict_list])
-            for name in features_dict_list[0]
-        }
-        lengths = torch.tensor([len(features["input_ids"]) for features in features_dict_list])
-        padded["attention_mask"] = (torch.arange(longest) < lengths[:, None]).long()  # [B, longest]
-        return padded
-
     def flops_per_token(self) -> float:
         """Floating-point operations of a forward and a backward pass for one token of a full window.
 
@@ -254,12 +237,6 @@ class GPTSingleHead(nn.Module):
         # A frozen matrix needs no gradient of its own.
         products = sum((6 if p.requires_grad else 4) * p.numel() for p in weights)
         return products + 12 * config.num_hidden_layers * config.hidden_size * self.max_seq_length
-
-    def get_embedding_dimension(self) -> int:
-        return self.gpt.config.hidden_size
-
-    def get_config(self):
-        return self.gpt.config
 
     def save(self, output_path: str | Path, weights: dict[str, Tensor] | None = None) -> None:
         """Write weights (safetensors; the model's own unless others are given), tokenizer and gpt_sh_config.json."""
@@ -278,6 +255,31 @@ class GPTSingleHead(nn.Module):
         folder = find_pretrained(str(input_path))
         config = _settings(folder)
         return GPTSingleHead(str(folder), **{name: config[name] for name in Settings.__annotations__ if name in config})
+
+    # ---- promised by the lab report's interface; nothing in this repository calls it
+
+    def get_embedding_dimension(self) -> int:
+        return self.gpt.config.hidden_size
+
+    def get_config(self):
+        return self.gpt.config
+
+    def padding_features(self, features_dict_list: list[dict[str, list[int]]]) -> dict[str, Tensor]:
+        """Pad a batch of features to its longest sequence; adds the attention_mask that tells padding from text.
+
+        Args:
+            features_dict_list: one {"input_ids": [...]} an example; further features are padded alike.
+        Returns:
+            feature name -> [B, longest] int64.
+        """
+        longest = max(len(features["input_ids"]) for features in features_dict_list)
+        padded = {
+            name: torch.tensor([f[name] + [self.pad_id] * (longest - len(f[name])) for f in features_dict_list])
+            for name in features_dict_list[0]
+        }
+        lengths = torch.tensor([len(features["input_ids"]) for features in features_dict_list])
+        padded["attention_mask"] = (torch.arange(longest) < lengths[:, None]).long()  # [B, longest]
+        return padded
 
     def reload(self, input_path: str | Path) -> "GPTSingleHead":
         """The best model of a run folder."""
