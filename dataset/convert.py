@@ -18,7 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from common.command import Flags, InputError, flag, folder_name, output_folder, parse_flags, run_command
 from common.files import ROOT, dataset_file, lock, recover_folder, replace_folder
 from common.model_files import fingerprint, load_tokenizer
-from dataset.format import FILES, FORMAT_VERSION, Counts, FrequentToken, counts_table, read_meta, write_rows
+from dataset.format import FILES, FORMAT_VERSION, Counts, FrequentToken, counts_table, read_meta
+from dataset.rows import write_rows
 from dataset.sources import (
     DEFAULT_SOURCES,
     SkippedFile,

@@ -1,51 +1,12 @@
-"""The files of a converted dataset: rows of train.jsonl and dev.jsonl, and meta.json."""
+"""The files of a converted dataset, and meta.json, which tells what they were made of and how."""
 
-import itertools
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypedDict
+from typing import Annotated, TypedDict
 
 from common.command import InputError
 from common.json_files import read_json
 
-if TYPE_CHECKING:
-    from dataset.sources import SourceFile
-
 FILES = ("dev.jsonl", "meta.json", "train.jsonl")
-# `token_ids` comes first, and its numbers are separated so: data.py reads such rows without a JSON parser.
-ROW_START = b'{"token_ids": ['
-SEPARATOR = b", "
-WINDOWS_AT_ONCE = 5000  # whose rows are held in memory together, some 7 MB
-
-
-def write_rows(files: "list[SourceFile]", segment_len: int, folder: Path) -> None:
-    """train.jsonl and dev.jsonl: a row for each window, in the order of the files."""
-    with (folder / "train.jsonl").open("wb") as train, (folder / "dev.jsonl").open("wb") as dev:
-        for file in files:
-            for first in range(0, len(file.starts), WINDOWS_AT_ONCE):
-                windows = slice(first, first + WINDOWS_AT_ONCE)
-                rows, in_dev = _rows(file, windows, segment_len), file.in_dev[windows]
-                train.writelines(itertools.compress(rows, (~in_dev).tolist()))
-                dev.writelines(itertools.compress(rows, in_dev.tolist()))
-
-
-def _rows(file: "SourceFile", windows: slice, segment_len: int) -> list[bytes]:
-    import numpy as np
-
-    starts = file.starts[windows] - file.starts[windows][0]
-    words = [b"%d" % token_id for token_id in file.ids[file.starts[windows][0] :][: starts[-1] + segment_len].tolist()]
-    text = SEPARATOR.join(words) + SEPARATOR
-    at = np.cumsum([0, *(len(word) + len(SEPARATOR) for word in words)]).tolist()  # token number -> offset in text
-    tail = f'], "label": "{file.label}", "path": {json.dumps(file.path)}}}\n'.encode()
-    ends = (starts + segment_len).clip(max=len(words)).tolist()
-    return [
-        ROW_START + text[at[start] : at[end] - len(SEPARATOR)] + tail
-        for start, end in zip(starts.tolist(), ends, strict=True)
-    ]
-
-
-# ---- meta.json ------------------------------------------------------------------------------------------------------
-
 FORMAT_VERSION = 4
 
 
@@ -135,7 +96,7 @@ def read_meta(folder: Path) -> Meta:
     return meta
 
 
-def read_tokenizer(folder: Path) -> MadeWith | None:
+def read_made_with(folder: Path) -> MadeWith | None:
     """What cut a dataset's text, whichever version of convert.py wrote it; None where there is no meta.json.
 
     Raises:
@@ -149,7 +110,7 @@ def read_split(folder: Path) -> str:
     """By what a dataset is split: file, folder or segment.
 
     Raises:
-        InputError: as `read_tokenizer`, or there is no meta.json.
+        InputError: as `read_made_with`, or there is no meta.json.
     """
     return read_json(folder / "meta.json", _OnlySplit, _CONVERT_AGAIN)["flags"]["split_by"]
 

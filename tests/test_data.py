@@ -110,7 +110,7 @@ BAD_ROWS = {
     '{"token_ids": [+1, 2], "label": "Python"}': "torn",
     '{"token_ids": [18446744073709551617, 2], "label": "Python"}': "18446744073709551617 is outside",
     '{"token_ids": [1], "label": "Python", "path": "a.py", "token_ids": "x"}': "not a list of integers",
-    "[1, 2]": "label",
+    "[1, 2]": "not an object",
     "[" * 100_000: "torn",
     "": "empty line",
 }
