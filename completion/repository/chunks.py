@@ -3,7 +3,7 @@
 import re
 from typing import NamedTuple
 
-LONGEST = 12  # lines of a chunk; from half of it on, a chunk ends where a blank line or a new definition is
+LONGEST = 24  # lines of a chunk; from half of it on, a chunk ends where a blank line or a new definition is
 BOUNDARY = re.compile(r"\s*$|(class|def|async def|@|public|private|protected) ?")
 NAME = re.compile(r"[^\W\d]\w*")
 PART = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[^\W\dA-Z_]+|[A-Z]+|\d+")

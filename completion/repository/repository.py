@@ -14,7 +14,7 @@ from completion.repository.chunks import LONGEST, NAME, Chunk, cut_chunks, words
 from dataset.sources import find_sources, read_text
 
 QUERY_BEFORE, QUERY_AFTER = 24, 4  # lines around the cursor whose words are searched for
-NEARER = 0.8  # how much a line's words count beside those of the next line towards the cursor
+NEARER = 0.9  # how much a line's words count beside those of the next line towards the cursor
 HALF_WORD = re.compile(r"\w*\Z")
 GOOD_ENOUGH = 0.2  # the least score of a chunk that is shown
 KEPT = 1.5  # times its score counts for a chunk that was shown last, so that the choice stays while one types
