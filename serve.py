@@ -104,12 +104,13 @@ def load(flags: ServeFlags):
     Raises:
         InputError: there is no such model, or llama.cpp cannot run it.
     """
-    from common.model_files import find_pretrained, newest_run
+    from common.model_files import find_pretrained, newest_run, read_config
     from completion.gguf_export.errors import CannotConvert
     from serving.served_engine import ServedEngine
 
     path = flags.model_path or newest_run()
     folder = find_pretrained(path)
+    read_config(folder)
     try:
         return ServedEngine(folder, flags.type, Path(path).resolve().name, flags.context)
     except ImportError:

@@ -29,6 +29,8 @@ SETTINGS = {
     "repeat_penalty": "repetition_penalty",
     "seed": "seed",
 }
+# Characters of a text, and texts of other files, that are read; the model sees less, and reading more takes long.
+MOST_CHARACTERS, MOST_EXTRA = 20_000, 32
 STOP_TYPES = {"eos": "eos", "length": "limit", "context": "limit", "interrupted": "limit"}
 
 
@@ -98,10 +100,11 @@ class InfillRequest:
         no_limit = {"max_new_tokens": -1, "seed": -1, "top_k": -1}  # as llama.cpp writes it
         settings = {name: value for name, value in settings.items() if value != no_limit.get(name)}
         request = cls(
-            prefix=_text(content["input_prefix"] + content.get("prompt", "")),
-            suffix=_text(content["input_suffix"]),
+            prefix=last_lines(_text(content["input_prefix"] + content.get("prompt", ""))),
+            suffix=_text(content["input_suffix"])[:MOST_CHARACTERS],
             extra=[
-                (_text(chunk.get("filename", "")), _text(chunk["text"])) for chunk in content.get("input_extra", [])
+                (_text(chunk.get("filename", "")), _text(chunk["text"])[:MOST_CHARACTERS])
+                for chunk in content.get("input_extra", [])[-MOST_EXTRA:]
             ],
             settings=settings | ({"max_new_tokens": 1} if warm_up else {}),
             stop_words=[word for word in content.get("stop", []) if word],
@@ -223,6 +226,14 @@ def with_limits(rule: StopRule, words: list[str], milliseconds: float) -> StopRu
         return safe, done
 
     return limited
+
+
+def last_lines(text: str) -> str:
+    """Whole lines at the end of a text, as far as they are read."""
+    if len(text) <= MOST_CHARACTERS:
+        return text
+    text = text[-MOST_CHARACTERS:]
+    return text[text.find("\n") + 1 :]
 
 
 def path_in(repository: Repository, file: str) -> str:

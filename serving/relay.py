@@ -9,7 +9,7 @@ import sys
 import threading
 from http.server import BaseHTTPRequestHandler
 from socketserver import ThreadingTCPServer
-from urllib.parse import urlsplit
+from urllib.parse import unquote
 
 from common.command import InputError
 from completion.repository.repository import Repository
@@ -17,7 +17,7 @@ from serving.infill_request import InfillRequest, piece_of_answer, to_json
 from serving.served_engine import ServedEngine
 
 LARGEST_REQUEST = 16 << 20  # bytes; an editor sends some 100 kB
-ERROR_TYPES = {400: "invalid_request_error", 401: "authentication_error", 403: "permission_error"}
+ERROR_TYPES = {401: "authentication_error", 403: "permission_error"}
 
 
 class Relay(ThreadingTCPServer):
@@ -58,11 +58,11 @@ class Relay(ThreadingTCPServer):
         A web page can have its own name point at this machine (DNS rebinding), and its browser then takes this server
         for the page's own; but the Host header still has the page's name.
         """
+        name = re.fullmatch(r"\[?([^][/@\s]+?)]?(:[0-9]*)?", host.lower())
+        if name and name[1] in ("localhost", self.host.lower(), socket.gethostname().lower()):
+            return True
         try:
-            name = urlsplit(f"//{host}").hostname or ""
-            return name in ("localhost", self.host.lower(), socket.gethostname().lower()) or bool(
-                ipaddress.ip_address(name)
-            )
+            return bool(name and ipaddress.ip_address(name[1]))
         except ValueError:
             return False
 
@@ -82,7 +82,7 @@ class _Handler(BaseHTTPRequestHandler):
             body = self.read_body()
             self.check_client()
             engine = self.server.engine.for_client(self.connection)
-            if (self.command, self.path.partition("?")[0]) == ("POST", "/infill"):
+            if (self.command, unquote(self.path.partition("?")[0])) == ("POST", "/infill"):
                 self.infill(engine, body)
             else:
                 self.hand_through(engine, body)
@@ -100,9 +100,12 @@ class _Handler(BaseHTTPRequestHandler):
         if len(length) > 12 or int(length) > LARGEST_REQUEST:
             raise _Refused(413, f"a request may have at most {LARGEST_REQUEST} bytes")
         try:
-            return self.rfile.read(int(length))
+            body = self.rfile.read(int(length))
         except TimeoutError:
             raise _Refused(408, "the request did not arrive in time") from None
+        if len(body) < int(length):
+            raise _Refused(400, "the request is shorter than its Content-Length")
+        return body
 
     def check_client(self) -> None:
         """Refuses web pages that are not this server's own, and clients without the key."""
@@ -162,7 +165,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         self.close_connection = True
-        error = {"code": code, "message": message or explain or "", "type": ERROR_TYPES.get(code, "server_error")}
+        kind = ERROR_TYPES.get(code, "invalid_request_error" if code < 500 else "server_error")
+        error = {"code": code, "message": message or self.responses[code][0], "type": kind}
         self.send_whole(code, to_json({"error": error}).encode())
 
     def version_string(self) -> str:

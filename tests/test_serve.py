@@ -132,7 +132,8 @@ def test_memory_does_not_grow(server):
 FOREIGN = (
     {"Host": "elsewhere.example"},  # DNS rebinding: a page whose name points at this computer
     {"Host": "127.0.0.1.elsewhere.example"},
-    {"Host": "[::1"},
+    {"Host": "localhost/elsewhere.example"},
+    {"Host": "localhost@elsewhere.example"},
     {"Host": ""},
     {"Origin": "http://elsewhere.example"},
     {"Origin": "null"},
@@ -315,9 +316,25 @@ def test_requests_that_are_none(port):
         (411, {"Transfer-Encoding": "chunked"}),
     ):
         assert ask(port, "/infill", **headers)[0] == status
-    with socket.create_connection(("127.0.0.1", port), timeout=60) as client:
-        client.sendall(b"nonsense\r\n\r\n")
-        assert b'"code":400' in client.recv(4096)
+    for nonsense in (b"nonsense\r\n\r\n", b"POST /infill HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n{}"):
+        with socket.create_connection(("127.0.0.1", port), timeout=60) as client:
+            client.sendall(nonsense)
+            client.shutdown(socket.SHUT_WR)
+            assert b'"code":400' in client.makefile("rb").read()
+
+
+def test_other_ways_to_write_the_path(port):
+    for path in ("/infill?x=1", "//infill", "/%69nfill"):
+        answer = json.loads(ask(port, path, FILL_IN)[2])
+        assert answer["content"] == json.loads(ask(port, "/infill", FILL_IN)[2])["content"]
+        assert "id_slot" not in answer  # llama.cpp's own answers have it
+
+
+def test_much_code(port):
+    much = {"input_prefix": "x" * 3_000_000, "input_suffix": "\n" + "(\n" * 500_000}
+    extra = [{"filename": "a\0\nb.py", "text": "x = 1\n" * 20_000}] * 40
+    for request in (much, much | {"input_prefix": "(\n" * 500_000}, {"input_extra": extra}):
+        assert ask(port, "/infill", FILL_IN | request)[0] == 200
 
 
 def test_an_unusual_cursor(port):

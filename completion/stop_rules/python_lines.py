@@ -44,6 +44,7 @@ class LineReader:
     _open: list[str] = field(default_factory=list)  # brackets, strings by prefix and quotes, ":" for a format
     _lambdas: int = 0
     _joined: bool = False  # whether the last row ends in a backslash that joins it to the next
+    _checked: int = 0  # how many of those that are open may stay open at the end of a row
 
     def read(self, row: str, start: int) -> Line | None:
         """The logical line that this row begins or continues. The row includes its line break, if it has one."""
@@ -65,6 +66,7 @@ class LineReader:
     def _tokens(self, row: str) -> None:
         at, self._joined = 0, False
         while at < len(row):
+            self._checked = min(self._checked, len(self._open))
             top = self._open[-1] if self._open else ""
             if top and top not in "([{":
                 at = self._text(row, at, top)
@@ -118,10 +120,14 @@ class LineReader:
 
     def _drop_broken_strings(self) -> None:
         """Forget strings in single quotes that the row left open: they cannot go on without a backslash at its end."""
-        for place, opened in enumerate(self._open):
-            if opened[-1] in "\"'" and opened[-3:] not in ("'''", '"""') and not self._joined:
+        if self._joined:
+            return
+        for place in range(self._checked, len(self._open)):
+            opened = self._open[place]
+            if opened[-1] in "\"'" and opened[-3:] not in ("'''", '"""'):
                 del self._open[place:]
-                return
+                break
+        self._checked = len(self._open)
 
 
 FIRST_WORD = re.compile(r"[ \t\f\r]*(\w+|[^\s])")
