@@ -230,10 +230,9 @@ class Pace(SingleCLMEvaluator):
         if step < trainer.total_steps:
             trainer.total_steps = step + int(left * (step - self._first) / (state.spent - self._began))
         state.save(total_steps=trainer.total_steps)
-        base = state["before"]["losses"]["project"]["loss"]
         tqdm.write(
-            f"  step {step} of {trainer.total_steps}: held-out loss {scores['loss']:.4f} (base {base:.4f}), "
-            f"{left / 60:.1f} minutes of training left"
+            f"  step {step} of {trainer.total_steps}: {scores['bits_per_byte']:.4f} bits per byte on "
+            f"{trainer.config.dev_windows} held-out windows, {left / 60:.1f} minutes of training left"
         )
         return scores
 

@@ -85,6 +85,10 @@ def make_trainer(config: TrainConfig, files: list[Path], run_folder: Path, devic
     pass_rate = make_pass_rate(config)
     model = load_model(config, run_folder)
     if config.gradient_checkpointing:
+        if not model.gpt.supports_gradient_checkpointing:
+            raise InputError(
+                f"{config.model_select}: transformers has no --gradient_checkpointing for it; leave it out"
+            )
         model.gpt.gradient_checkpointing_enable({"use_reentrant": False})
     with processes.main_first():  # which packs the datasets
         # Where the next run of the same data finds them too. What is there is used only if it fits.

@@ -26,7 +26,9 @@ class Shape(NamedTuple):
     def memory(self, rows: int, lora: bool, checkpointing: bool = True) -> float:
         """Bytes at the peak of a step: weights, gradients and Adam's moments; activations and logits of the rows."""
         activations = self.width * (self.layers + 28 if checkpointing else 28 * self.layers)
-        return self.parameters * (4.5 if lora else 16) + rows * ROW_TOKENS * 4 * (activations + 2 * self.vocabulary)
+        # peft holds the embedding three times, to train some of its rows.
+        weights = 4.5 * self.parameters + 12 * self.vocabulary * self.width if lora else 16 * self.parameters
+        return weights + rows * ROW_TOKENS * 4 * (activations + 3 * self.vocabulary)
 
 
 # The base models to choose from, the best first; sizes of their configurations on the Hub.
