@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from model import GPTSingleHead
     from trainer import ModelTrainer
 
-EVALUATIONS = 8  # while it is trained
+EVALUATIONS, EVALUATION_SHARE = 8, 0.05  # while it is trained; of its time, and as much again for the middles
 CONTEXT_RATE = 0.25
 LEAST_STEPS, LEAST_TOKENS = 10, 5000  # of training; in train
 # Of Python's own library, to see what is forgotten.
@@ -133,7 +133,7 @@ def prepare(state: State, earlier: Path | None) -> None:
         "warmup_ratio": 0.1,
         "evaluation_steps": max(1, steps // EVALUATIONS),
         "logging_steps": max(1, steps // EVALUATIONS // 4),
-        "dev_windows": max(8, int(0.1 * seconds / EVALUATIONS / window_seconds)),
+        "dev_windows": max(8, int(EVALUATION_SHARE * seconds / EVALUATIONS / window_seconds)),
         "early_stop": 1000,
         "seed": flags.seed,
         **batch_flags(shape, machine, bool(lora_r)),

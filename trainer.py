@@ -74,7 +74,7 @@ class ModelTrainer:
         if config.fim_rate or context:
             self.fim = FimEpochs(train_dataset, model, config.fim_rate, config.seed, self._order, context)
         if config.fim_rate:
-            self.middles = MiddleEvaluator(dev_dataset, model)
+            self.middles = MiddleEvaluator(dev_dataset, model, config.dev_windows)
         self.step = TrainStep(model, config)
         self.progress = Progress()
         self.stop = StopSignal()

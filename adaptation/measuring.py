@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from adaptation.comparison import KINDS, answer_places, load_model, measure_loss
-from adaptation.state import MEASURE_SHARE, State
+from adaptation.state import State
 from common.files import atomic_write
 from common.json_files import read_json
 from evaluation.places import Span, spans_of_dataset
 
 PLACES = "adapt_places.json"  # in the run folder
 MOST_PLACES = 400  # of a kind
+PLACES_SHARE = 0.1  # of the time, for the places of the base
 
 
 class Place(TypedDict):
@@ -43,9 +44,9 @@ def measure(state: State, stage: str, path: str) -> None:
         model = load_model(path, state["config"]["max_seq_length"])
         done["losses"] = {n: measure_loss(model, file, state["loss_windows"]) for n, file in state.files.items()}
         del model
+        done["places_end"] = state.spent - began + PLACES_SHARE * state.seconds
         save()
     spans = choose_places(state)
-    ends = state.seconds * MEASURE_SHARE
     wanted = len(state["before"]["places"]) if stage == "after" else len(spans)
     if not done.get("complete"):
         left = spans[len(done["places"]) : wanted]
@@ -53,7 +54,7 @@ def measure(state: State, stage: str, path: str) -> None:
         for answers in bar:
             done["places"].append(answers)
             save()
-            if stage == "before" and done["seconds"] > ends and len(done["places"]) >= 2:
+            if stage == "before" and done["seconds"] > done["places_end"] and len(done["places"]) >= 2:
                 break
         bar.close()
         done["complete"] = True
