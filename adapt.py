@@ -122,7 +122,7 @@ def prepare(state: State, earlier: Path | None) -> None:
         "model_select": base,
         "dataset_name": state.name,
         "run_name": state.name,
-        "max_steps": steps,
+        "max_steps": 2 * steps,  # which become fewer at the first evaluation
         "num_epochs_train": 1_000_000,
         "max_seq_length": row,
         "fim_rate": fim_rate,
@@ -139,7 +139,7 @@ def prepare(state: State, earlier: Path | None) -> None:
         **batch_flags(shape, machine, bool(lora_r)),
     }
     loss_windows = max(8, int(LOSS_SHARE * state.seconds / window_seconds))
-    state.save(config=config, loss_windows=loss_windows, total_steps=steps)
+    state.save(config=config, loss_windows=loss_windows, total_steps=config["max_steps"])
 
 
 def choose_base(state: State, machine: Any) -> str:
@@ -228,7 +228,9 @@ class Pace(SingleCLMEvaluator):
             self._first = (step - 1) // trainer.config.evaluation_steps * trainer.config.evaluation_steps
         left = max(0.0, self._ends - state.spent)
         if step < trainer.total_steps:
-            trainer.total_steps = step + int(left * (step - self._first) / (state.spent - self._began))
+            planned = step + int(left * (step - self._first) / (state.spent - self._began))
+            # Never more than before: the order of an epoch's rows ends where the run was planned to end.
+            trainer.total_steps = min(trainer.total_steps, planned)
         state.save(total_steps=trainer.total_steps)
         tqdm.write(
             f"  step {step} of {trainer.total_steps}: {scores['bits_per_byte']:.4f} bits per byte on "
