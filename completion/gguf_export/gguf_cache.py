@@ -1,5 +1,6 @@
 """Converted models, kept in the user's cache folder: a model is converted once, whatever folder it lies in."""
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -7,15 +8,15 @@ import os
 import sys
 from pathlib import Path
 
-from common.files import atomic_write, scratch_folder
+from common.files import atomic_write, lock, scratch_folder
 from completion.gguf_export.errors import CannotConvert
 
 LIMIT = 8 * 1024**3  # bytes of all kept files; those unused for longest go first
 SOURCES = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")  # and the safetensors
-CONVERTER = ("architectures.py", "gguf_file.py", "gguf_vocabulary.py")
+_temporary_folder = functools.cache(scratch_folder)  # one for this process
 
 
-def converted(folder: Path, kind: str = "q8_0") -> Path:
+def converted(folder: Path, kind: str = "q8_0", again: bool = False) -> Path:
     """The GGUF file of the model in `folder`, made now unless the cache has it.
 
     The content of the folder decides, not its name. Where the cache folder cannot be written, the file lies in a
@@ -23,17 +24,17 @@ def converted(folder: Path, kind: str = "q8_0") -> Path:
 
     Args:
         kind: as `convert`'s.
+        again: convert even if the cache has it, since llama.cpp cannot load the cached file.
     Raises:
-        CannotConvert: as `convert`, or the file can be written nowhere.
+        CannotConvert, InputError: as `convert`, or the file cannot be written anywhere.
     """
     try:
         cache = cache_folder()
         str(cache).encode()  # as llama.cpp takes names
-        cache.mkdir(parents=True, exist_ok=True)
-        return _kept(folder, kind, cache)
+        return _kept(folder, kind, cache, again)
     except (OSError, RuntimeError, UnicodeEncodeError):  # read-only or full, no home, or a home that is not UTF-8
         try:
-            return _kept(folder, kind, _temporary_folder())
+            return _kept(folder, kind, _temporary_folder(), again)
         except OSError as error:
             raise CannotConvert(f"its converted form cannot be written ({error.strerror or error})") from None
 
@@ -49,42 +50,50 @@ def cache_folder() -> Path:
     return base / "autocoder" / "gguf"
 
 
-_temporary_folder = functools.cache(scratch_folder)
-
-
-def _kept(folder: Path, kind: str, cache: Path) -> Path:
+def _kept(folder: Path, kind: str, cache: Path, again: bool) -> Path:
+    cache.mkdir(parents=True, exist_ok=True)
     path = cache / f"{_content(folder, cache)}-{kind}.gguf"
-    if path.is_file():
-        os.utime(path)
+    note = path.with_suffix(".json")
+    if not again and _is_whole(path, note):
+        os.utime(note)  # its time says when the file was used last
         return path
     from completion.gguf_export.gguf_file import convert
 
-    try:
-        convert(folder, path, kind)
-    except PermissionError:  # on Windows, where another process has made it meanwhile and reads it
-        if not path.is_file():
-            raise
-    _remove_old(cache, keep=path)
+    with lock(cache / "lock", wait=True):
+        if again or not _is_whole(path, note):  # another process may have made it meanwhile
+            for left in cache.glob("*.gguf.*.tmp"):  # by a writer that was killed: there is no other one now
+                left.unlink(missing_ok=True)
+            note.unlink(missing_ok=True)
+            convert(folder, path, kind)
+            with atomic_write(note) as file:
+                json.dump(_marks(path)[:2], file)
+            _remove_old(cache, keep=path)
     return path
 
 
+def _is_whole(path: Path, note: Path) -> bool:
+    """Whether a converted file still has the size and time that were noted after it was written."""
+    try:
+        return json.loads(note.read_bytes()) == _marks(path)[:2]
+    except (OSError, ValueError):  # not there, or torn
+        return False
+
+
 def _content(folder: Path, cache: Path) -> str:
-    """32 hex digits of all that the GGUF file is made from.
+    """32 hex digits of all that the GGUF file is made from, the converter included.
 
     Reading a large model takes seconds, so what was read is noted with the files' identities, times and sizes. The
     time of a file's last change (ctime) cannot be set back, unlike that of its content.
     """
     files = [folder / name for name in SOURCES if (folder / name).is_file()]
     files += sorted(folder.glob("*.safetensors*"))
-    files += [Path(__file__).with_name(name) for name in CONVERTER]
+    files += sorted(Path(__file__).parent.glob("*.py"))
     marks = [[path.name, *_marks(path)] for path in files]
     note = cache / f"{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:32]}.json"
-    try:
-        noted = json.loads(note.read_text(encoding="utf-8"))
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):  # none yet, or torn
+        noted = json.loads(note.read_bytes())
         if noted["files"] == marks:
             return noted["content"]
-    except (OSError, ValueError, KeyError, TypeError):  # none yet, or torn
-        pass
     digest = hashlib.sha256()
     for path in files:
         digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
@@ -103,14 +112,15 @@ def _marks(path: Path) -> list[int]:
 
 
 def _remove_old(cache: Path, keep: Path) -> None:
-    """Remove the files unused for longest until the rest fit LIMIT, and what interrupted conversions left."""
-    newest_first = sorted(cache.glob("*.gguf*"), key=lambda path: path.stat().st_mtime, reverse=True)
+    """Remove the files that were not used for longest until the rest fit LIMIT."""
+
+    def last_use(path: Path) -> float:
+        note = path.with_suffix(".json")
+        return (note if note.is_file() else path).stat().st_mtime
+
     total = keep.stat().st_size
-    for path in newest_first:
-        if path == keep:
-            continue
-        stat = path.stat()
-        total += stat.st_size
-        stale = path.suffix == ".tmp" and stat.st_mtime < keep.stat().st_mtime - 86400
-        if total > LIMIT or stale:
+    for path in sorted({*cache.glob("*.gguf")} - {keep}, key=last_use, reverse=True):
+        total += path.stat().st_size
+        if total > LIMIT:
             path.unlink(missing_ok=True)
+            path.with_suffix(".json").unlink(missing_ok=True)
