@@ -33,25 +33,13 @@ class ServedEngine(LlamaEngine):
     """
 
     def __init__(self, folder: Path, kind: str, model_name: str, context: int):
-        super().__init__(folder, kind)
-        context = min(context, self.context_length)
         self.model_name = model_name
-        self.context_length = min(2048, context // 2)  # of a long file /infill shows the model this much
         self.timings: dict[str, float] = {}
         self._client: socket.socket | None = None
         self._key = secrets.token_hex(32)
-        params = self._library.CommonParams()
-        params.model.path, params.model_alias = str(self._file), {model_name}
-        params.hostnames, params.port, params.api_keys = ["127.0.0.1"], 0, [self._key]
-        params.ui = params.endpoint_slots = params.warmup = params.fit_params = False
-        params.n_ctx, params.n_parallel, params.kv_unified = context, REQUESTS_AT_ONCE, True
-        params.n_cache_reuse = 32  # an editor's next request has lost some lines of the last one's beginning
-        params.cache_ram_mib = 0  # else prompts of earlier requests are kept, up to 8 GiB of them
-        set_threads(params, self._file)
-        params.verbosity = 0
-        with own_signals():
-            self._server = self._library.Server(params)
-        self._address = ("127.0.0.1", int(self._server.listening_address.rpartition(":")[2]))
+        self._context = context
+        super().__init__(folder, kind)
+        self.context_length = min(2048, self._context // 2)  # of a long file /infill shows the model this much
 
     def for_client(self, client: socket.socket) -> "ServedEngine":
         """The same engine, for one request of this client; `timings` are this request's."""
@@ -86,7 +74,22 @@ class ServedEngine(LlamaEngine):
         return super().stream(prompts, options, over)
 
     def _serve(self, room: int, sequences: int) -> None:
-        """The server runs already."""
+        """Start the server, once, with room for all requests."""
+        if self._server:
+            return
+        self._context = min(self._context, self.context_length)
+        params = self._library.CommonParams()
+        params.model.path, params.model_alias = str(self._file), {self.model_name}
+        params.hostnames, params.port, params.api_keys = ["127.0.0.1"], 0, [self._key]
+        params.ui = params.endpoint_slots = params.warmup = params.fit_params = False
+        params.n_ctx, params.n_parallel, params.kv_unified = self._context, REQUESTS_AT_ONCE, True
+        params.n_cache_reuse = 32  # an editor's next request has lost some lines of the last one's beginning
+        params.cache_ram_mib = 0  # else prompts of earlier requests are kept, up to 8 GiB of them
+        set_threads(params, self._file)
+        params.verbosity = 0
+        with own_signals():
+            self._server = self._library.Server(params)
+        self._address = ("127.0.0.1", int(self._server.listening_address.rpartition(":")[2]))
 
     def _ask(self, request: dict, read: Callable[[dict], bool]) -> None:
         request = request | {"stream": True, "cache_prompt": True, "timings_per_token": True}

@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from common.command import first_line
 from completion.engines.engine import Step
 from completion.engines.llama_server import load_library, set_threads, start_private
+from completion.gguf_export.errors import CannotConvert
 from completion.gguf_export.gguf_cache import converted
 from completion.prompt import Beginning, Prompt
 from completion.settings import Settings
@@ -33,7 +35,7 @@ class LlamaEngine:
         folder: of a saved model.
         kind: how its weights are stored: q8_0 or f16.
     Raises:
-        CannotConvert: the model has no certain GGUF form.
+        CannotConvert: llama.cpp cannot run the model.
         ImportError: xllamacpp or gguf is not installed, or does not work on this machine.
         InputError: as `Vocabulary.load`.
     """
@@ -41,10 +43,18 @@ class LlamaEngine:
     def __init__(self, folder: Path, kind: str = "q8_0"):
         self._library = load_library()
         self.name = f"llama.cpp, {kind.upper()}"
+        self._server, self._sequences, self._room = None, 0, 0
         self._file = converted(folder, kind)
         self.vocabulary = Vocabulary.load(folder)
         self.context_length = context_length(folder)
-        self._server, self._sequences, self._room = None, 0, 0
+        try:
+            self._serve(1, 1)
+        except RuntimeError:  # llama.cpp does not say why; the cached file may be damaged
+            self._file = converted(folder, kind, again=True)
+            try:
+                self._serve(1, 1)
+            except RuntimeError as error:
+                raise CannotConvert(f"it cannot load the converted file ({first_line(error)})") from None
 
     def stream(self, prompts: Sequence[Prompt], options: Settings, over: set[int]) -> Iterator[Step]:
         """See `Engine.stream`."""

@@ -22,7 +22,7 @@ def load_engine(path: str, precision: str = "auto") -> Engine:
         path: a run folder, a model folder, a known name or a Hub id.
         precision: of PRECISIONS. auto: llama.cpp's 8-bit weights on a CPU, 16 bits in PyTorch on a GPU.
     Raises:
-        InputError: no such model, or the precision cannot be had for it.
+        InputError: no such model, or it cannot be run in this precision.
     """
     folder = find_pretrained(path)
     read_config(folder)
@@ -37,9 +37,10 @@ def load_engine(path: str, precision: str = "auto") -> Engine:
     except CannotConvert as error:
         reason = f"llama.cpp cannot run it: {error}"
     if precision != "auto":
-        raise InputError(f"{folder}: {reason}; leave out --precision {precision}, and PyTorch completes")
-    print(f"note: {folder}: {reason}; PyTorch completes", file=sys.stderr)
-    return _in_pytorch(folder, precision)
+        raise InputError(f"{folder}: {reason}; leave out --precision {precision}, and PyTorch runs it")
+    engine = _in_pytorch(folder, precision)  # first, since it may fail in turn, and says better why
+    print(f"note: {folder}: {reason}; PyTorch runs it", file=sys.stderr)
+    return engine
 
 
 def _in_pytorch(folder: Path, precision: str) -> Engine:

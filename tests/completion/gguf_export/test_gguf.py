@@ -1,7 +1,9 @@
 """Models written as GGUF: llama.cpp computes what transformers does, and cuts texts as the tokenizer does."""
 
+import hashlib
 import http.client
 import json
+import math
 import os
 import subprocess
 import sys
@@ -389,7 +391,7 @@ def test_unknown_split_is_said(gpt2_tokenizer, tmp_path):
     model = save_model(tmp_path / "model", GPT2, tokenizer)
     vocabulary = convert(tmp_path / "model", tmp_path / "f16.gguf", "f16")
     assert vocabulary.split is None
-    assert "cuts texts" in vocabulary.difference
+    assert "splits texts" in vocabulary.difference
     assert random_differences(model, tmp_path / "f16.gguf", tokenizer).max() < 0.02
 
 
@@ -401,7 +403,7 @@ UNKNOWN = {
     "vocab_size": (499, "the id 499"),
     "n_layer": (1, "tensor transformer.h.1."),
     "tie_word_embeddings": (False, "no output layer"),
-    "n_head": (None, "wrong kind"),
+    "n_head": (None, "config.json or tokenizer.json is damaged"),
 }
 
 
@@ -454,19 +456,25 @@ def test_damaged_weights_are_refused(gpt2_tokenizer, tmp_path):
     save_model(tmp_path, GPT2, gpt2_tokenizer)
     weights = tmp_path / "model.safetensors"
     whole = weights.read_bytes()
-    for damaged in (whole[:-1000], whole[:100], b"", b"\xff" * 100):
+    length = int.from_bytes(whole[:8], "little")
+    header = json.loads(whole[8 : 8 + length])
+    start, end = header["transformer.wte.weight"]["data_offsets"]
+    header["transformer.wte.weight"]["data_offsets"] = [start - 64, end - 64]
+    moved = json.dumps(header).encode()
+    overlapping = len(moved).to_bytes(8, "little") + moved + whole[8 + length :]
+    for damaged in (whole[:-1000], whole[:100], b"", b"\xff" * 100, overlapping):
         weights.write_bytes(damaged)
-        with pytest.raises(CannotConvert, match=r"model\.safetensors"):
+        with pytest.raises(InputError, match=r"model\.safetensors: damaged"):
             convert(tmp_path, tmp_path / "model.gguf")
 
 
 def test_values_beyond_16_bits_and_unknown_decoders_are_refused(gpt2_tokenizer, tmp_path):
     model = save_model(tmp_path, GPT2, gpt2_tokenizer)
-    with torch.no_grad():
-        model.transformer.wte.weight[3, 3] = float("nan")
-    model.save_pretrained(tmp_path)
-    with pytest.raises(CannotConvert, match="token_embd"):
-        convert(tmp_path, tmp_path / "model.gguf")
+    for value, error in ((math.nan, InputError), (-math.inf, InputError), (1e6, CannotConvert)):
+        model.transformer.wte.weight.data[3, 3] = value
+        model.save_pretrained(tmp_path)
+        with pytest.raises(error, match=r"token_embd.weight (holds numbers that are not finite|has a value beyond)"):
+            convert(tmp_path, tmp_path / "model.gguf")
     tokenizer = Tokenizer.from_str(gpt2_tokenizer.to_str())
     tokenizer.decoder = decoders.WordPiece()
     tokenizer.save(str(tmp_path / "tokenizer.json"))
@@ -539,6 +547,45 @@ def test_two_processes_at_once_without_torch(gpt2_tokenizer, cache, tmp_path):
     assert len(list(cache.glob("*.gguf*"))) == 1
     command[2] = code.replace("'torch'", "'gguf', 'numpy', 'torch'")  # a second answer needs no converter either
     assert subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout == said[0][0]
+
+
+def test_a_damaged_file_in_the_cache_is_made_again(gpt2_tokenizer, cache, tmp_path, capsys):
+    folder = tmp_path / "model"
+    save_model(folder, GPT2, gpt2_tokenizer)
+    file = gguf_cache.converted(folder)
+    whole = file.read_bytes()
+    whole_hash = hashlib.sha256(whole).digest()  # a difference of the bytes would take pytest minutes to show
+    file.write_bytes(whole[:-20_000])  # as a full disk or a copy that broke off leaves it
+    assert load_engine(str(folder)).name.startswith("llama.cpp")
+    assert hashlib.sha256(file.read_bytes()).digest() == whole_hash
+    stat = file.stat()
+    file.write_bytes(bytes(len(whole)))  # damaged, with the size and time that were noted
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert load_engine(str(folder)).name.startswith("llama.cpp")
+    assert hashlib.sha256(file.read_bytes()).digest() == whole_hash
+    assert not capsys.readouterr().err.count("note:")
+
+
+def test_what_llama_cpp_cannot_load_is_left_to_pytorch_or_refused_in_one_line(gpt2_tokenizer, cache, tmp_path, capsys):
+    from safetensors.torch import load_file, save_file
+
+    save_model(tmp_path / "model", GPT2, gpt2_tokenizer)
+    weights = tmp_path / "model" / "model.safetensors"
+    stored = load_file(weights)
+    for missing in ("transformer.h.1.ln_2.weight", "transformer.ln_f.bias"):  # the converter notices; llama.cpp notices
+        save_file({name: stored[name] for name in stored if name != missing}, weights, {"format": "pt"})
+        with pytest.raises(InputError, match="weights are missing"):
+            load_engine(str(tmp_path / "model"))
+    assert "note:" not in capsys.readouterr().err  # the error is the only line
+    save_file(stored, weights, {"format": "pt"})
+    file = json.loads((tmp_path / "model" / "tokenizer.json").read_text())
+    file["model"]["merges"] = []
+    (tmp_path / "model" / "tokenizer.json").write_text(json.dumps(file))
+    load_engine(str(tmp_path / "model"))
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config | {"n_layer": 3}))
+    with pytest.raises(InputError, match=r"weights are missing, such as blk\.2"):
+        load_engine(str(tmp_path / "model"))
 
 
 def test_export_command(gpt2_tokenizer, tmp_path, capsys):
