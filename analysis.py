@@ -13,16 +13,16 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # which PYTHONSAFEPATH leaves out
 from charts.comparison import caption, compare, reference_columns, runs_table, write_tables
 from charts.dataset_features import contamination_table, describe, file_lengths, frequent_words
-from charts.drawing import AXES, Line, bars, contamination_chart, histogram, interval_chart, line_chart, save
 from charts.runs import PERPLEXITY, Run, read_run
-from charts.scores import bars_of, group_results, read_result, results_table
+from charts.scores import compare_results, read_result, results_table, shares_of
 from common.command import Flags, InputError, Parser, add_flags, flag, folder_name, output_folder, run_command
 from common.files import ROOT, atomic_write, dataset_file
 from dataset.format import read_meta
 from training.recipes import report_results
 
-# file name (the first four as in the report): scalar, label of its axis, whether it is so noisy that its mean is drawn
-CURVES = {
+# Charts of runs. File name (the first four as in the report): scalar, label of the y axis, whether the scalar is so
+# noisy that its moving mean is drawn.
+RUN_CHARTS = {
     "train_loss": ("loss_train_recent", "training loss (nats per token)", True),
     "dev_loss": ("loss_dev", "dev loss (nats per token)", False),
     "dev_eval_scores": (PERPLEXITY, "dev perplexity", False),
@@ -31,9 +31,10 @@ CURVES = {
     "learning_rate": ("lr", "learning rate", False),
     "grad_norm": ("grad_norm", "gradient norm before clipping", True),
 }
-# What the report shows as training loss, and what a run of before the other was logged has.
-MEAN_OF_EPOCH = ("loss_train", "training loss, mean of the epoch so far\n(nats per token)", False)
+# The report's training loss. Also drawn for older runs, which have not logged loss_train_recent.
+MEAN_TRAIN_LOSS = ("loss_train", "training loss, mean of the epoch so far\n(nats per token)", False)
 FORMATS = ("png", "svg", "pdf")
+X_AXES = ("step", "tokens", "time")
 
 
 @dataclass
@@ -57,7 +58,7 @@ class RunsFlags(Flags):
     names: tuple[str, ...] | None = flag(
         None, "what to call the runs; else by their folders", type=folder_name, nargs="+"
     )
-    x: str = flag("step", "what the curves are drawn against", choices=AXES)
+    x: str = flag("step", "what the curves are drawn against", choices=X_AXES)
     report: bool = flag(False, "set the lab report's figures beside them, as dotted lines")
     output: str | None = flag(
         None, "folder for charts and table; else the run's figures, or ./figures", type=output_folder
@@ -102,10 +103,9 @@ def read_flags() -> "DataFlags | RunsFlags | ResultsFlags":
     return kinds[flags.pop("command")](**flags)
 
 
-# ---- data -----------------------------------------------------------------------------------------------------------
-
-
 def analyse_data(dataset_name: str, folder: Path, extension: str) -> None:
+    from charts.drawing import bars, contamination_chart, histogram, save
+
     meta = read_meta(dataset_file(dataset_name, "train").parent)
     words = frequent_words(meta)[:25]
     figures = {
@@ -119,23 +119,20 @@ def analyse_data(dataset_name: str, folder: Path, extension: str) -> None:
     print(*files, sep="\n")
 
 
-# ---- runs -----------------------------------------------------------------------------------------------------------
-
-
 def analyse_runs(flags: RunsFlags) -> None:
     folders = [Path(run) for run in flags.runs]
     names = flags.names or [folder.resolve().name for folder in folders]
     if len(names) != len(folders) or len(set(names)) < len(names):
-        raise InputError(f"{len(folders)} runs named {', '.join(names)}; give --names, one and another for each")
-    for name in names:  # a folder may be called what no terminal should be sent
+        raise InputError(f"{len(folders)} runs named {', '.join(names)}; give --names, a different one for each")
+    for name in names:  # a folder's name may contain control characters
         if not name or not name.isprintable():
             raise InputError(f"a run named {name!r}: give it another name with --names")
     runs = [read_run(folder, name) for folder, name in zip(folders, names, strict=True)]
     for folder, run in zip(folders, runs, strict=True):
-        if not run.scalars.keys() & {scalar for scalar, _, _ in (*CURVES.values(), MEAN_OF_EPOCH)}:
+        if not run.scalars.keys() & {scalar for scalar, _, _ in (*RUN_CHARTS.values(), MEAN_TRAIN_LOSS)}:
             raise InputError(
-                f"{folder}: has logged none of what is drawn, but {', '.join(sorted(run.scalars)[:10])}; name a run of "
-                "train.py or of Hugging Face's Trainer"
+                f"{folder}: has logged no scalar that is drawn, but {', '.join(sorted(run.scalars)[:10])}; name a run "
+                "of train.py or of Hugging Face's Trainer"
             )
     references = reference_columns(runs) if flags.report else []
     columns, text = compare(runs, references), caption(runs, references)
@@ -149,12 +146,14 @@ def analyse_runs(flags: RunsFlags) -> None:
 
 
 def draw_curves(runs: list[Run], references: list[tuple[str, int]], flags: RunsFlags, folder: Path) -> list[Path]:
-    """A chart for each of CURVES that a run has logged, with dotted lines at the report's figures; gives the files."""
+    """Draw each of RUN_CHARTS that a run has logged, with dotted lines at the report's figures; return the files."""
+    from charts.drawing import Line, line_chart, save
+
     labels = [run.name if len({run.dataset for run in runs}) == 1 else f"{run.name}: {run.dataset}" for run in runs]
     files = []
-    for file, curve_of_file in CURVES.items():
+    for file, curve_of_file in RUN_CHARTS.items():
         if file == "train_loss" and (flags.report or not all("loss_train_recent" in run.scalars for run in runs)):
-            curve_of_file = MEAN_OF_EPOCH
+            curve_of_file = MEAN_TRAIN_LOSS
         scalar, y_label, is_noisy = curve_of_file
         lines = [
             Line(label, style, run.positions(list(curve), flags.x), list(curve.values()))
@@ -173,22 +172,21 @@ def draw_curves(runs: list[Run], references: list[tuple[str, int]], flags: RunsF
     return files
 
 
-# ---- results --------------------------------------------------------------------------------------------------------
-
-
 def analyse_results(flags: ResultsFlags) -> None:
+    from charts.drawing import interval_chart, save
+
     results = [read_result(Path(file)) for file in flags.results]
     names = flags.names or [Path(result["model"]).name for result in results]
     if len(names) != len(results):
         raise InputError(f"{len(results)} results and {len(names)} --names; give one for each")
-    groups = group_results(list(zip(names, results, strict=True)))
+    groups = compare_results(list(zip(names, results, strict=True)))
     folder = Path(flags.output or "figures")
     text = "\n\n".join(f"{group.title}\n\n{results_table(group)}" for group in groups)
     if len(groups) > 1:
         text += "\n\nThe problems differ, so figures of different tables do not compare."
     with atomic_write(folder / "results.md") as file:
         file.write(text + "\n")
-    panels = {group.title: bars_of(group) for group in groups}
+    panels = {group.title: shares_of(group) for group in groups}
     chart = save(interval_chart(panels, "(%), with its 95 % interval"), folder / f"results.{flags.format}")
     print(text, folder / "results.md", chart, sep="\n")
 

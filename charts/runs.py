@@ -142,24 +142,15 @@ def read_run(folder: Path, name: str) -> Run:
 
 
 def read_events(path: Path) -> list:
-    """The records of one TensorBoard file, as far as it is whole; says in a line on stderr if it is not."""
-    from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
+    """The events of one TensorBoard file as far as it is whole; a note on stderr reports it if it is not."""
+    from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+    from tensorboard.compat.proto.event_pb2 import Event
 
-    begun = _count_records(path)  # before reading, as the run may be going on
-    events = list(LegacyEventFileLoader(str(path)).Load())
-    if len(events) < begun:
-        print(f"note: {path}: torn or empty; {len(events)} whole records are used", file=sys.stderr)
-    return events
-
-
-def _count_records(file: Path) -> int:
-    """Records that a TensorBoard file has begun, at least 1: TensorFlow's record format, 8 bytes of length, a checksum
-    of 4, the data, a checksum of 4 (tensorflow.org/tutorials/load_data/tfrecord)."""
-    content, records, start = file.read_bytes(), 0, 0
-    while start < len(content):
-        start += 16 + int.from_bytes(content[start : start + 8], "little")
-        records += 1
-    return max(records, 1)
+    size = path.stat().st_size  # before reading, as the run may still be writing
+    records = list(RawEventFileLoader(str(path)).Load())
+    if not records or sum(len(record) + 16 for record in records) < size:  # each has a length and two checksums
+        print(f"note: {path}: torn or empty; {len(records)} whole records are used", file=sys.stderr)
+    return [Event.FromString(record) for record in records]
 
 
 def scalars_of(event) -> Iterator[tuple[str, float]]:

@@ -1,13 +1,15 @@
-"""Results of evaluate.py --problems beside each other: those of the same problems in one table."""
+"""Comparison of results of evaluate.py --problems: a table and a chart for those of the same problems."""
 
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
-from charts.drawing import Bar
 from common.command import InputError
 from common.json_files import read_json
 
-ROUNDING = 1e-9  # by which a mean and the bounds of its interval may pass each other
+if TYPE_CHECKING:
+    from charts.drawing import Bar
+
+ROUNDING = 1e-9  # by how much the mean may be outside of its interval
 
 
 class Rate(TypedDict):
@@ -41,7 +43,7 @@ class Result(_Result, total=False):
     engine: str  # not in those of earlier versions
 
 
-class Group(NamedTuple):
+class ComparableResults(NamedTuple):
     """Results that may be compared: of the same problems, completed in the same way."""
 
     title: str
@@ -62,14 +64,14 @@ def read_result(path: Path) -> Result:
     return result
 
 
-def group_results(results: list[tuple[str, Result]]) -> list[Group]:
+def compare_results(results: list[tuple[str, Result]]) -> list[ComparableResults]:
     """Results by their problems, told apart by content and number, not by the file's name."""
     groups: dict[tuple, list[tuple[str, Result]]] = {}
     for name, result in results:
         key = result["problems_sha256"], result["problems"], result["settings"].get("infill", "")
         groups.setdefault(key, []).append((name, result))
     return [
-        Group(
+        ComparableResults(
             f"{Path(of_group[0][1]['problems_file']).name} ({sha[:8]}): {number:,} "
             + ("single lines" if infill else "problems"),
             of_group,
@@ -80,14 +82,14 @@ def group_results(results: list[tuple[str, Result]]) -> list[Group]:
 
 
 def how(result: Result) -> str:
-    """How the completions were made, as far as it changes what a result means."""
+    """How the completions were generated, as far as it matters for a comparison."""
     settings, n = result["settings"], result["samples_per_problem"]
     words = ["greedy" if n == 1 else f"{n} at {settings.get('temperature', '?')}"]
     words.append("no suffix" if settings.get("no_infill") else f"stop at {settings.get('stop', '?')}")
     return ", ".join(words)
 
 
-def results_table(group: Group) -> str:
+def results_table(group: ComparableResults) -> str:
     """In Markdown, its columns aligned."""
     rates = [f"pass@{k} (95 % interval)" for k in group.ks]
     rows = [
@@ -110,7 +112,10 @@ def results_table(group: Group) -> str:
     return "\n".join([lines[0], f"|{'|'.join('-' * (width + 2) for width in widths)}|", *lines[1:]])
 
 
-def bars_of(group: Group) -> list[Bar]:
+def shares_of(group: ComparableResults) -> "list[Bar]":
+    """What charts.drawing.interval_chart draws of them."""
+    from charts.drawing import Bar
+
     return [
         Bar(
             f"{name}\n{how(result)}",

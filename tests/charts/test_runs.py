@@ -14,6 +14,7 @@ import pytest
 from torch.utils.tensorboard import SummaryWriter
 
 import analysis
+import charts.drawing
 from charts.runs import read_run
 from common.command import InputError
 
@@ -134,7 +135,7 @@ def test_a_run_with_nothing_to_draw_names_what_it_has(tmp_path, analyse):
     ("content", "said"),
     [
         ("[1, 2]", "the content is [1, 2], not an object"),
-        ('{"lr": "fast"}', 'lr is "fast", not a number'),
+        ('{"lr": "fast"}', 'lr is "fast", not a finite number'),
         ('{"dataset_name": 3}', "dataset_name is 3, not a text"),
         ('{"dev_windows": null}', "dev_windows is null, not an integer"),
         ('{"lr": 1', "not JSON, perhaps torn"),
@@ -174,7 +175,7 @@ NAMES = [
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_run_may_be_called_anything(tmp_path, analyse, name):
-    """Its name stands in the legend, in the title and in the table; no warning of a missing glyph."""
+    """Its name stands in the legend, in the title and in the table; there is no warning of a missing glyph."""
     for number in (1, 2):
         write_run(tmp_path / str(number), {1: 9, 2: 8})
     analyse(tmp_path / "1", tmp_path / "2", "--names", name, "other")
@@ -203,8 +204,8 @@ def test_the_training_loss_is_the_recent_one_and_under_report_the_mean_of_the_ep
         drawn[y_label] = ([list(line.y) for line in lines], is_noisy)
         return shown(lines, levels, axis, y_label, is_noisy, may_be_log)
 
-    shown = analysis.line_chart
-    monkeypatch.setattr(analysis, "line_chart", keep)
+    shown = charts.drawing.line_chart
+    monkeypatch.setattr(charts.drawing, "line_chart", keep)
     with SummaryWriter(str(tmp_path / "run")) as writer:
         for step in range(1, 4):
             writer.add_scalar("loss_train", 10 * step, step)
