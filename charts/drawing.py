@@ -180,7 +180,7 @@ def interval_chart(panels: dict[str, list[Bar]], x_label: str) -> Figure:
         first = first or axes
         if axes is not first:
             axes.sharex(first)
-        if place is not grid[-1]:
+        if place != grid[-1]:
             axes.tick_params(labelbottom=False)
         for number, name in enumerate(names):
             colour = COLOURS[number % len(COLOURS)]

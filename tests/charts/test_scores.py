@@ -5,6 +5,8 @@ import json
 import matplotlib.image
 import pytest
 
+from charts.drawing import Bar, interval_chart
+
 RESULT = {
     "model": "model/one",
     "problems": 164,
@@ -92,3 +94,13 @@ def test_a_file_that_is_no_result_costs_one_line(project, tmp_path, content, sai
 
 def test_a_name_for_each_result(project, tmp_path):
     assert "--names" in project.fails("analysis.py", "results", write(tmp_path / "a.json"), "--names", "one", "two")
+
+
+def test_panels_share_an_axis_that_is_labelled_once_and_a_legend_in_the_bars_colours():
+    whole = {"pass@1": (0.2, 0.1, 0.3), "pass@10": (0.4, 0.3, 0.5)}
+    figure = interval_chart({"one": [Bar("a", whole)], "other": [Bar("b", {"pass@1": (0.2, 0.1, 0.3)})]}, "(%)")
+    first, last = figure.axes
+    assert [any(label.get_visible() for label in axes.get_xticklabels()) for axes in (first, last)] == [False, True]
+    assert first.get_xlim() == last.get_xlim()
+    bars = [patch.get_facecolor() for patch in first.patches]
+    assert [handle.get_facecolor() for handle in figure.legends[0].legend_handles] == bars
