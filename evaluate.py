@@ -6,6 +6,7 @@ python evaluate.py --model_path tiny --problems HumanEval.jsonl.gz       (pass@1
 """
 
 import json
+import math
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -117,6 +118,8 @@ def main() -> None:
         dataset, batch_size=flags.dev_batch_size, precision=flags.precision, windows=flags.dev_windows
     )
     results = evaluator(model)
+    if not math.isfinite(results["loss"]):
+        raise InputError(f"{flags.model_path}: its loss is not finite; try --precision fp32, or another model")
     windows = min(flags.dev_windows or len(dataset), len(dataset))
     write_result(flags, {"model": flags.model_path, "file": str(file_path), "windows": windows, **results})
     print(f"{flags.model_path} on {windows} windows of {file_path}")

@@ -10,6 +10,7 @@ python interact.py --model_path model/distilgpt2_fine_tuned_coder --temperature 
 
 import json
 import logging
+import math
 import sys
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
@@ -179,7 +180,9 @@ def print_completions(engine: Engine, prompt: str, suffix: str, config: Config) 
             **config.settings(),
         )
     if config.json:
-        print(json.dumps([asdict(completion) for completion in found], indent=2))
+        unknown = {"mean_log_prob": None, "probability": None}  # -inf is no JSON
+        rows = [asdict(c) | (unknown if c.mean_log_prob == -math.inf else {}) for c in found]
+        print(json.dumps(rows, indent=2))
     elif streams:
         print()
     else:

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
-from math import exp
+from math import exp, inf
 
 from completion.engines.engine import Engine, Step
 from completion.infill import read_infill
@@ -213,7 +213,7 @@ class _Candidate:
         # The file's end right behind it is a token of its own; and a text that ended at once has its first one's score.
         ends = self.stop_reason == "eos" and kept == len(self._tokens)
         scored = self._log_probs[: max(1, kept + ends)]
-        known = [log_prob for log_prob in scored if log_prob is not None] or [0.0]
+        known = [log_prob for log_prob in scored if log_prob is not None] or [-inf]
         return Completion(
             text=self.text,
             tokens=self._tokens[:kept],

@@ -45,9 +45,9 @@ class Completion:
     Attributes:
         text: what follows the prompt.
         tokens: the ids that spell it.
-        mean_log_prob: mean log-probability of these tokens under the model, in nats; of the tokens that are a part of a
-            character, llama.cpp tells the last one's alone, and the others do not count.
-        probability: joint probability of the same tokens.
+        mean_log_prob: mean log-probability of these tokens under the model, in nats. Of the tokens that spell one
+            character together, llama.cpp gives the last one's only, and the others do not count. -inf if none is known.
+        probability: joint probability of the same tokens; 0 if none is known.
         stop_reason: the stop rule's name; "eos" (the model ended the file); "loop" (the same again and again, left out
             but for once where it is whole lines); "length" (max_new_tokens reached) or "context" (the model's context
             is full) or "interrupted", where the last line may be unfinished.

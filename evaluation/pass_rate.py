@@ -49,7 +49,7 @@ class PassRate:
         was_training = model.training
         model.eval()
         found = complete_all(
-            TorchEngine(model, fixed=False),  # whose weights change: nothing may be recorded of a pass
+            TorchEngine(model),
             [task.prefix for task in asked],
             cancelled=interrupted,
             max_new_tokens=MAX_NEW_TOKENS,

@@ -75,3 +75,13 @@ def test_command_prints_a_table_and_writes_json(project, model, tmp_path):
     written = json.loads(output.read_text())
     assert f"{written['perplexity']:.4f}" in done.stdout
     assert {"loss", "perplexity_padded", "bits_per_byte", "accuracy", "tokens"} <= written.keys()
+
+
+def test_the_command_prints_no_nan_and_clips_a_length_beyond_the_models_context(project, model, tmp_path):
+    command = ("evaluate.py", "--model_path", tmp_path, "--dev_windows", 2)
+    model.save(tmp_path)
+    done = project.run(*command, "--max_seq_length", 700)
+    assert "max_seq_length 700 is more than the model allows; set to 128" in done.stderr
+    model.gpt.get_input_embeddings().weight.data *= 1e30
+    model.save(tmp_path)
+    assert "its loss is not finite" in project.fails(*command)

@@ -55,6 +55,8 @@ class LlamaEngine:
                 self._serve(1, 1)
             except RuntimeError as error:
                 raise CannotConvert(f"it cannot load the converted file ({first_line(error)})") from None
+        # A server that is deleted before its loop has begun waits for the loop's end for ever.
+        self._ask({"prompt": [0], "n_predict": 0}, lambda choice: True)
 
     def stream(self, prompts: Sequence[Prompt], options: Settings, over: set[int]) -> Iterator[Step]:
         """See `Engine.stream`."""

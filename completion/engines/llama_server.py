@@ -18,9 +18,10 @@ SPINS = 2000  # about 0.1 ms
 def load_library():
     """Import xllamacpp, whose threads wait for each other awake for a moment and then asleep.
 
-    They meet hundreds of times for each token. To sleep at once would double the time of a token on a quiet computer;
-    to stay awake, as OpenMP does for about 10 ms by default, keeps the processor from the very thread that is waited
-    for wherever another program, such as a training, uses the cores too.
+    They meet hundreds of times for each token. To stay awake, as OpenMP does for about 10 ms by default, keeps the
+    processor from the very thread that is waited for wherever another program, such as a training, uses the cores too.
+    Measured with 24 tokens of SmolLM2 on two cores: 0.80 s alone (0.83 s always awake, 1.03 s asleep at once), and
+    1.9 s beside a training of distilgpt2's shape (1.4 to 15 s always awake).
 
     Raises:
         ImportError: xllamacpp is not installed, or does not work on this machine.

@@ -1,12 +1,14 @@
 """Generate with PyTorch: on GPUs, and with models that llama.cpp or our converter does not know."""
 
+import inspect
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
+from common.command import InputError
 from completion.engines.engine import Step
-from completion.engines.fixed_cache import FixedStep, cache_name
 from completion.prompt import Beginning, Prompt
 from completion.settings import Settings
 from completion.tokens import Vocabulary
@@ -18,15 +20,13 @@ class TorchEngine:
 
     Args:
         model: in evaluation mode.
-        fixed: decode with a cache of fixed length, where the model can do that; None: on a GPU.
     """
 
-    def __init__(self, model: GPTSingleHead, fixed: bool | None = None):
+    def __init__(self, model: GPTSingleHead):
         self.model = model
         self.name = f"PyTorch, {str(model.gpt.dtype).removeprefix('torch.')}"
         self.vocabulary = vocabulary_of(model)
         self.context_length = getattr(model.gpt.config, "max_position_embeddings", model.max_seq_length)
-        self._fixed = model.device.type == "cuda" if fixed is None else fixed
 
     def stream(self, prompts: Sequence[Prompt], options: Settings, over: set[int]) -> Iterator[Step]:
         """See `Engine.stream`."""
@@ -52,11 +52,15 @@ class TorchEngine:
         constraint = _Constraint(prompt.beginning, candidates)
         seen = torch.tensor([prompt.ids], device=self.model.device)  # [1, T]
         output = gpt(input_ids=seen, use_cache=True, logits_to_keep=1)
-        name = cache_name(gpt)
+        # What a model's arguments and output call the cache: `past_key_values` until transformers 5.24 renamed it
+        name = "cache" if "cache" in inspect.signature(gpt.forward).parameters else "past_key_values"
         cache = output[name]
         if candidates > 1:
             cache.batch_repeat_interleave(candidates)
-        step = FixedStep(gpt, cache, most) if self._fixed and FixedStep.fits(gpt, cache) else None
+        if not (output.logits < math.inf).all():  # false for NaN too
+            raise InputError(
+                f"the model's logits are not finite in {self.name}; try --precision fp32, or another model"
+            )
         seen = seen.expand(candidates, -1)  # [n, T]
         logits = output.logits.expand(candidates, -1, -1)  # [n, 1, V]
         words = self.vocabulary.largest_id + 1
@@ -77,7 +81,7 @@ class TorchEngine:
                 spelled = map(self.vocabulary.bytes_of, tokens[:, 0].tolist())
                 said = [text + more for text, more in zip(said, spelled, strict=True)]
             seen = torch.cat([seen, tokens], dim=1)
-            logits = step(tokens) if step else gpt(input_ids=tokens, use_cache=True, **{name: cache}).logits
+            logits = gpt(input_ids=tokens, use_cache=True, **{name: cache}).logits
 
 
 def vocabulary_of(model: GPTSingleHead) -> Vocabulary:

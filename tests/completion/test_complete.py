@@ -7,12 +7,10 @@ from itertools import islice
 
 import pytest
 import torch
-from transformers import MistralConfig, MistralForCausalLM
 
 from common.command import InputError
 from completion.complete import complete, complete_all, parses, rank
 from completion.engines.engine import Step
-from completion.engines.fixed_cache import FixedStep, cache_name
 from completion.engines.torch_engine import TorchEngine, choose
 from completion.prompt import Beginning, Prompt, read_prompt
 from completion.settings import Completion, Settings
@@ -60,34 +58,6 @@ def test_scores_are_the_models_own_and_the_first_candidate_is_greedy(model, engi
     log_probs = model.gpt(torch.tensor([ids + greedy])).logits[0, :, : len(model.tokenizer)]
     likeliest = log_probs[len(ids) - 1 : -1].argmax(-1).tolist()
     assert greedy == likeliest
-
-
-@pytest.mark.parametrize("settings", [{"temperature": 0}, {"num_return_sequences": 3, "top_k": 50}])
-def test_a_fixed_cache_gives_the_tokens_of_a_growing_one(model, settings):
-    """What a GPU decodes with, until the context is full and where max_new_tokens ends it."""
-    for prompt, new in ((PROMPT + "\n    ", 1000), (PROMPT, 7)):
-        options = Settings(**settings, max_new_tokens=new)
-        found = []
-        for fixed in (False, True):
-            engine = TorchEngine(model, fixed)
-            read = read_prompt(engine.vocabulary, prompt, "python", engine.context_length, 9)
-            found.append(list(engine.stream([replace(read, seed=1)], options, set())))
-        growing, fixed = found
-        room = engine.context_length - len(read.ids)
-        assert len(growing) == options.candidates * min(room, new + len(read.beginning.text))
-        assert [step.token for step in fixed] == [step.token for step in growing]
-        assert [step.log_prob for step in fixed] == pytest.approx([step.log_prob for step in growing], abs=1e-4)
-
-
-def test_a_fixed_cache_is_for_models_that_attend_to_everything(model):
-    cache = model.gpt(torch.tensor([[1, 2]]))[cache_name(model.gpt)]
-    assert FixedStep.fits(model.gpt, cache)
-    windowed = MistralConfig(
-        vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=1, sliding_window=4,
-    )  # fmt: skip
-    gpt = MistralForCausalLM(windowed).eval()
-    assert not FixedStep.fits(gpt, gpt(torch.tensor([[1, 2]]))[cache_name(gpt)])
 
 
 def test_a_seed_repeats_and_candidates_differ(engine):
@@ -160,17 +130,38 @@ def test_a_character_of_several_tokens_is_streamed_once_it_is_whole(model, engin
     assert pieces == ["é", "漢", "😀"]
 
 
+class Scripted:
+    """An engine that says these steps."""
+
+    name, context_length = "scripted", 100
+
+    def __init__(self, vocabulary, *steps):
+        self.vocabulary, self.steps = vocabulary, steps
+
+    def stream(self, prompts, options, over):
+        yield from self.steps
+
+
+def test_an_unknown_log_probability_is_not_a_certain_one(engine):
+    """As llama.cpp gives it for a character of several tokens."""
+    known, unknown = engine.vocabulary.encode("a")[0], engine.vocabulary.encode("b")[0]
+    scripted = Scripted(engine.vocabulary, Step(0, unknown, None), Step(1, known, -9.0))
+    first, second = complete(scripted, "", stop="none", num_return_sequences=2)
+    assert (first.text, second.text, second.mean_log_prob, second.probability) == ("a", "b", -math.inf, 0)
+    assert [c.text for c in complete(scripted, "", stop="none", num_return_sequences=2, min_probability=1e-9)] == ["a"]
+
+
+def test_logits_that_are_not_finite_are_no_empty_answer(model, engine):
+    model.gpt.get_input_embeddings().weight.data *= 1e30
+    with pytest.raises(InputError, match="logits are not finite"):
+        complete(engine, PROMPT)
+
+
 @pytest.mark.parametrize(("texts", "scored"), [(("x", "\n"), 1), (("x",), 2), ((), 1)])
 def test_the_end_of_a_file_is_scored_right_behind_the_text_alone(engine, texts, scored):
-    class Scripted:
-        name, context_length, vocabulary = "scripted", 100, engine.vocabulary
-
-        def stream(self, prompts, options, over):
-            ids = [self.vocabulary.encode(text)[0] for text in texts]
-            for number, token in enumerate([*ids, min(self.vocabulary.end_ids)]):
-                yield Step(0, token, -0.1 - number)
-
-    (found,) = complete(Scripted(), "", stop="block")
+    tokens = [*(engine.vocabulary.encode(text)[0] for text in texts), min(engine.vocabulary.end_ids)]
+    steps = [Step(0, token, -0.1 - number) for number, token in enumerate(tokens)]
+    (found,) = complete(Scripted(engine.vocabulary, *steps), "", stop="block")
     assert found.text == "".join(texts).rstrip()
     assert math.log(found.probability) == pytest.approx(sum(-0.1 - number for number in range(scored)))
 
