@@ -23,18 +23,18 @@ from common.model_files import BEST_MODEL, newest_run
 from common.source_code import LANGUAGES, decode_source, language_of, read_source
 from completion.complete import complete
 from completion.engines.engine import Engine
-from completion.engines.load_engine import PRECISIONS, load_engine
+from completion.engines.load_engine import ENGINE_PRECISIONS, load_engine
 from completion.repository.choice import choose_context, work_tree
 from completion.repository.chunks import Chunk
 from completion.repository.repository import Repository
-from completion.settings import Settings
+from completion.settings import CompletionSettings
 from completion.terminal.commands import describe, describe_context, notes
 from completion.terminal.conversation import Conversation, interruptible
 from completion.terminal.plain_screen import printable
 
 
 @dataclass(frozen=True)
-class Config(Settings):
+class Config(CompletionSettings):
     """The flags of interact.py."""
 
     model_path: str = flag(
@@ -44,7 +44,7 @@ class Config(Settings):
     precision: str = flag(
         "auto",
         "of the weights: llama.cpp's q8_0 or f16, or PyTorch's; auto: q8_0 on a CPU, bf16 or fp16 on a GPU",
-        choices=PRECISIONS,
+        choices=ENGINE_PRECISIONS,
     )
     use_cuda: bool = flag(False, "kept for old scripts: a GPU is always used if there is one")
     prompt: str | None = flag(None, "complete this text, without a conversation", type=utf8)
@@ -78,7 +78,7 @@ class Config(Settings):
             raise InputError("--suffix needs --prompt, the code before it")
 
     def settings(self) -> dict:
-        return {field.name: getattr(self, field.name) for field in fields(Settings)}
+        return {field.name: getattr(self, field.name) for field in fields(CompletionSettings)}
 
 
 def main() -> None:

@@ -30,7 +30,7 @@ from common.source_code import SPECIAL_WORDS
 logger = logging.getLogger(__name__)
 
 
-class Settings(TypedDict, total=False):
+class SavedSettings(TypedDict, total=False):
     """gpt_sh_config.json: arguments of GPTSingleHead that a saved model keeps."""
 
     max_seq_length: Annotated[int, range(2, 2**31)]
@@ -254,7 +254,9 @@ class GPTSingleHead(nn.Module):
         """
         folder = find_pretrained(str(input_path))
         config = _settings(folder)
-        return GPTSingleHead(str(folder), **{name: config[name] for name in Settings.__annotations__ if name in config})
+        return GPTSingleHead(
+            str(folder), **{name: config[name] for name in SavedSettings.__annotations__ if name in config}
+        )
 
     # ---- promised by the lab report's interface; nothing in this repository calls it
 
@@ -286,9 +288,9 @@ class GPTSingleHead(nn.Module):
         return GPTSingleHead.load(Path(input_path) / "0_GPTSingleHead")
 
 
-def _settings(folder: Path) -> Settings:
+def _settings(folder: Path) -> SavedSettings:
     file = folder / "gpt_sh_config.json"
-    return read_json(file, Settings, "mend it, or remove it to have the defaults") if file.is_file() else {}
+    return read_json(file, SavedSettings, "mend it, or remove it to have the defaults") if file.is_file() else {}
 
 
 def _check_weights(folder: Path, gpt: nn.Module, missing: set[str], unexpected: set[str]) -> None:

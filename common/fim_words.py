@@ -1,11 +1,11 @@
-"""The words that mark prefix, suffix and middle of a text whose middle is to be filled in, by family of models."""
+"""The marker words for prefix, suffix and middle (FIM), by family of models."""
 
 from collections.abc import Callable
 from typing import NamedTuple
 
 
 class FimWords(NamedTuple):
-    """In all families a text is given as `prefix word, prefix, suffix word, suffix, middle word`."""
+    """In all families the prompt is `prefix word, prefix, suffix word, suffix, middle word`."""
 
     prefix: str
     suffix: str

@@ -15,7 +15,7 @@ from completion.infill import read_infill
 from completion.prompt import Prompt, read_prompt
 from completion.repository.chunks import Chunk
 from completion.repository.form import with_context
-from completion.settings import Completion, Settings
+from completion.settings import Completion, CompletionSettings
 from completion.stop_rules.repetition import before_repetition
 from completion.stop_rules.stop_rule import StopRule, make_stop_rule
 from completion.stop_rules.suffix_rule import before_suffix
@@ -44,7 +44,7 @@ def complete(
         on_text: called with each further piece of the first candidate's text, in whole characters, once it surely
             belongs to the completion.
         cancelled: asked after each token; once it is true, what there is becomes the result.
-        settings: the fields of `Settings`.
+        settings: the fields of `CompletionSettings`.
     Raises:
         InputError: a setting outside its range.
     """
@@ -78,7 +78,7 @@ def complete_all(
         seeds: of each prompt, from `seed_of`; none: made of the setting `seed` and the prompt's place.
         rule_of: makes a stop rule for a prompt, instead of the setting `stop`.
     """
-    options = Settings(**settings)
+    options = CompletionSettings(**settings)
     suffixes = suffixes or [""] * len(prompts)
     if options.seed is not None:
         seeds = seeds or [seed_of(options.seed, place) for place in range(len(prompts))]
@@ -151,7 +151,7 @@ def read_place(
         prompt = read_infill(vocabulary, vocabulary.fim_words, prefix, suffix, language, length, max_new_tokens)
     else:
         prompt = read_prompt(vocabulary, prefix, language, length, max_new_tokens)
-    room = length - len(prompt.ids) - max_new_tokens - len(prompt.beginning.text)
+    room = length - len(prompt.ids) - max_new_tokens - len(prompt.end.text)
     return with_context(prompt, vocabulary, context, language, path, room)
 
 
@@ -170,11 +170,11 @@ def rank(completions: list[Completion]) -> list[Completion]:
 class _Candidate:
     """One completion in the making."""
 
-    def __init__(self, vocabulary: Vocabulary, options: Settings, rule: StopRule, prompt: Prompt):
+    def __init__(self, vocabulary: Vocabulary, options: CompletionSettings, rule: StopRule, prompt: Prompt):
         self.text = ""  # what surely belongs to the completion
         self.stop_reason = ""
         self._vocabulary, self._options, self._rule, self._prompt = vocabulary, options, rule, prompt
-        self._given = len(prompt.beginning.text)  # bytes that repeat the end of the prompt
+        self._given = len(prompt.end.text)  # bytes that repeat the end of the prompt
         self._characters = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._decoded = ""
         self._tokens: list[int] = []

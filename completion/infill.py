@@ -1,10 +1,10 @@
-"""The cursor in the middle: a prompt of what stands before and after it, in the words that a model knows for that."""
+"""Infill: a prompt of the code before and after the cursor, with the marker words that the model knows for that."""
 
 from common.fim_words import FimWords
 from completion.prompt import Prompt, split_end
 from completion.tokens import Vocabulary
 
-SUFFIX_SHARE = 4  # the suffix gets one part in four of the context, and more where the prefix is short
+SUFFIX_SHARE = 4  # the suffix gets a quarter of the context, and more where the prefix is short
 
 
 def read_infill(
@@ -18,19 +18,20 @@ def read_infill(
 ) -> Prompt:
     """Tokenize a prompt with a suffix: prefix word, prefix, suffix word, suffix, middle word.
 
-    A model trained here knows a second order too (training/fim.py), and is asked in that one: prefix word, suffix word,
-    suffix, middle word, prefix, which the middle follows as in any text.
+    A model trained here, whose fim_rate is above 0, has also learned the order with the suffix first (training/fim.py),
+    and is given that one: prefix word, suffix word, suffix, middle word, prefix. The middle then follows the prefix as
+    in any text.
 
-    The end of the prefix is written again, as part of the middle: a model asked to go on behind half a word, such as
-    `fl`, would rather begin the word anew.
+    The end of the prefix is generated again, as part of the middle: after half a word, such as `fl`, a model would
+    rather start the word again.
 
-    What has no room is left out at the far ends, whole lines of it where there are any, so that the model sees the
-    lines around the cursor. `Prompt.dropped` counts tokens of the prefix alone.
+    Code for which there is no room is left out far from the cursor, in whole lines where possible. `Prompt.dropped`
+    counts the tokens of the prefix only.
     """
     markers = vocabulary.ids_of(words)
     start = vocabulary.start(language)
-    before, beginning = split_end(vocabulary, prefix, started=True)
-    again = len(beginning.text)  # bytes, at least as many as tokens
+    before, end = split_end(vocabulary, prefix, started=True)
+    again = len(end.text)  # bytes, at least as many as tokens
     room = context - len(start) - len(markers) - min(max_new_tokens + again, context // 2)
     after = vocabulary.encode(suffix)
     for_suffix = max(room // SUFFIX_SHARE, room - len(before))
@@ -41,11 +42,11 @@ def read_infill(
         kept = prefix.encode()[: len(prefix.encode()) - again].decode()
         before = _encode_within(vocabulary, kept, room - len(after), keep_end=True)
     opening, behind, middle = ([marker] for marker in markers)
-    if vocabulary.suffix_first:
+    if vocabulary.fim_rate:  # a model trained here
         ids = [*start, *opening, *behind, *after, *middle, *before]
     else:
         ids = [*start, *opening, *before, *behind, *after, *middle]
-    return Prompt(ids, beginning, whole - len(before))
+    return Prompt(ids, end, whole - len(before))
 
 
 def _encode_within(vocabulary: Vocabulary, text: str, room: int, keep_end: bool) -> list[int]:

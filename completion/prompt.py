@@ -1,24 +1,26 @@
-"""A prompt as the model reads it, ending where a token of the whole text would end (token healing)."""
+"""A prompt as the model reads it: without its last tokens, which are generated again (token healing)."""
 
 from dataclasses import dataclass, field
 
 from completion.stop_rules.stop_rule import lacks_body
 from completion.tokens import Vocabulary, common_length, decodable
 
-# What may follow a prompt, as far as it decides how its end is cut: a word, a blank, a line break, a sign, a digit.
+# Examples of what may follow a prompt, as far as it decides how its end is tokenized: a word, a space, a sign, ...
 FOLLOWERS = ("x", " ", "\t", "\n", "\r\n", "(", "=", "1")
-TAIL = 24  # tokens at the end that are cut again for each follower; what follows does not reach further back
-LONGEST = 4  # tokens that one longer token may stand for
+TAIL = 24  # tokens at the end that are tokenized again with each follower, which changes none before them
+LONGEST = 4  # tokens that one longer token may replace
 
 
 @dataclass(frozen=True)
-class Beginning:
-    """The text that the answer has to begin with, and how the tokenizer might cut it.
+class PromptEnd:
+    """The end of a prompt, which the model does not read but has to generate first, and how it may be tokenized.
+
+    So the model can choose a token that covers the prompt's end and more, such as `):` with its line break.
 
     Attributes:
-        text: the end of the prompt, left out of what the model reads; whole characters.
-        exact: the tokens that the prompt itself had there.
-        ways: tokens that lie within the text with more of it to come: (), and what each possible cut begins with.
+        text: the end of the prompt; whole characters.
+        exact: the prompt's own tokens there.
+        ways: the token sequences that spell a part of the text and that a possible tokenization begins with; () too.
     """
 
     vocabulary: Vocabulary = field(repr=False)
@@ -31,10 +33,9 @@ class Beginning:
         return self.text[sum(len(self.vocabulary.bytes_of(token)) for token in chosen) :]
 
     def allowed(self, chosen: tuple[int, ...]) -> list[int]:
-        """The tokens that may follow these: the next of a possible cut, or any that spells all that is left.
+        """The tokens that may follow these: the next of a possible tokenization, or any that spells all that is left.
 
-        A token that spells a part only, and by no cut of the tokenizer's, leads where the model has never been: from
-        `r` to `ange`, although `range` is one token.
+        The model has never seen other tokens there: not `r` and then `ange`, since `range` is one token.
         """
         depth = len(chosen)
         inner = {way[depth] for way in self.ways if len(way) > depth and way[:depth] == chosen}
@@ -46,15 +47,15 @@ class Prompt:
     """A prompt as the model reads it.
 
     Attributes:
-        ids: what stands before every text, and the prompt's tokens.
-        beginning: what the answer begins with.
-        dropped: tokens left out at the beginning, for which the context has no room.
-        needs_text: whether the answer may not end before it has said something, as where the prompt opens a block.
+        ids: the tokens before every text, and the prompt's tokens without its end.
+        end: what the answer begins with.
+        dropped: tokens left out at the start of the prompt, for which the context has no room.
+        needs_text: whether the answer must contain some text, as after a prompt that opens a block.
         seed: the random numbers of its candidates follow from this alone, whatever else is asked; None: from chance.
     """
 
     ids: list[int]
-    beginning: Beginning
+    end: PromptEnd
     dropped: int = 0
     needs_text: bool = False
     seed: int | None = None
@@ -63,33 +64,33 @@ class Prompt:
 def read_prompt(vocabulary: Vocabulary, text: str, language: str, context: int, max_new_tokens: int) -> Prompt:
     """Tokenize a prompt. A long one keeps its end, with room for `max_new_tokens` or half of the context."""
     start = vocabulary.start(language)
-    ids, beginning = split_end(vocabulary, text, bool(start))
+    ids, end = split_end(vocabulary, text, bool(start))
     start = start or ([] if ids else vocabulary.lone_start())
-    room = context - len(start) - min(max_new_tokens + len(beginning.text), context // 2)
+    room = context - len(start) - min(max_new_tokens + len(end.text), context // 2)
     dropped = max(0, len(ids) - room)
-    return Prompt(start + ids[dropped:], beginning, dropped, lacks_body(text, language))
+    return Prompt(start + ids[dropped:], end, dropped, lacks_body(text, language))
 
 
-def split_end(vocabulary: Vocabulary, text: str, started: bool) -> tuple[list[int], Beginning]:
-    """The tokens of a text that stay whatever follows it, and its end, which is to be written again.
+def split_end(vocabulary: Vocabulary, text: str, started: bool) -> tuple[list[int], PromptEnd]:
+    """The tokens of a text that stay the same whatever follows it, and its end, which is generated again.
 
     Args:
         started: whether the model reads something before the text, so that none of its tokens has to stay.
     """
     ids = vocabulary.encode(text)
     if not ids or not vocabulary.beginning_with(vocabulary.bytes_of(ids[-1])):  # its tokens cannot be looked up
-        return ids, Beginning(vocabulary)
+        return ids, PromptEnd(vocabulary)
     cuts = _cuts(vocabulary, text, ids)
     kept = _certain(vocabulary, ids, cuts, started)
     outside = len(ids) - len(cuts[0])
     again = b"".join(map(vocabulary.bytes_of, ids[kept:]))
     ways = _ways(vocabulary, again, [cut[kept - outside :] for cut in cuts])
-    return ids[:kept], Beginning(vocabulary, again, tuple(ids[kept:]), ways)
+    return ids[:kept], PromptEnd(vocabulary, again, tuple(ids[kept:]), ways)
 
 
 def _cuts(vocabulary: Vocabulary, text: str, ids: list[int]) -> list[list[int]]:
-    """The ways in which the end of a text with these tokens is cut, one for each follower: all its tokens, or the last
-    TAIL of them, followed by whatever the follower adds."""
+    """The tokenizations of the end of a text with these tokens, alone and with each follower: all its tokens, or the
+    last TAIL of them, followed by whatever the follower adds."""
     tail = ids[-TAIL:]
     end = b"".join(map(vocabulary.bytes_of, tail)).decode(errors="ignore")
     if vocabulary.encode(end) != tail:  # as with a tokenizer that puts a space before every text
@@ -98,7 +99,7 @@ def _cuts(vocabulary: Vocabulary, text: str, ids: list[int]) -> list[list[int]]:
 
 
 def _certain(vocabulary: Vocabulary, ids: list[int], cuts: list[list[int]], started: bool) -> int:
-    """How many of a prompt's tokens stay, whatever follows it."""
+    """How many of a prompt's tokens stay the same, whatever follows it."""
     outside = len(ids) - len(cuts[0])
     certain = min(outside + common_length(cuts), len(ids) - 1)
     for back in range(2, min(LONGEST, len(ids)) + 1):

@@ -7,8 +7,8 @@ from completion.stop_rules.stop_rule import STOPS
 
 
 @dataclass(frozen=True)
-class Settings(Flags):
-    """How to complete; the fields are flags of interact.py too.
+class CompletionSettings(Flags):
+    """How to complete; the fields are also flags of interact.py.
 
     Raises:
         InputError: a value outside its range.

@@ -1,4 +1,4 @@
-"""What completing needs to know of a tokenizer, read without torch or transformers."""
+"""What completion needs to know about a tokenizer, read without torch or transformers."""
 
 import bisect
 import json
@@ -35,7 +35,7 @@ class Vocabulary:
         self._added = tokenizer.get_added_tokens_decoder()
         self._spelling = _Spelling.of(tokenizer, name)
         ours = settings.get("gpt_sh_config.json", {})
-        self.suffix_first = bool(ours.get("fim_rate"))  # whether the model has learned to infill from train.py
+        self.fim_rate: float = ours.get("fim_rate", 0.0)  # 0 also for models that were not trained here
         self._lower_case = ours.get("do_lower_case", False)
         words = [f"<{language}>" for language in LANGUAGES]
         self._control = {word: id for word in words if (id := tokenizer.token_to_id(word)) is not None}
@@ -56,13 +56,13 @@ class Vocabulary:
         return cls(tokenizer, read_settings(folder), str(folder))
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text, with nothing put before or after it. A control word spelled in it is ordinary text."""
+        """Token ids of a text, with nothing added before or after it. A control word spelled in it is ordinary text."""
         self._tokenizer.encode_special_tokens = True
         return self._tokenizer.encode(text.lower() if self._lower_case else text, add_special_tokens=False).ids
 
     def start(self, language: str) -> list[int]:
-        """What stands before a text: what the tokenizer itself puts there, which may be nothing, and the language's
-        control word if the model has one. As GPTSingleHead.start_ids."""
+        """The tokens before every text: those that the tokenizer itself adds, if any, and the language's control word
+        if the model has one. As GPTSingleHead.start_ids."""
         word = f"<{language}>"
         return self._start + ([self._control[word]] if word in self._control else [])
 
@@ -72,15 +72,15 @@ class Vocabulary:
 
     @cached_property
     def fim_words(self) -> FimWords | None:
-        """The words in which this model is told to fill in the middle; None if it has not learned that."""
+        """The marker words with which this model infills; None if it has not learned that."""
         return known_fim_words(self._tokenizer.token_to_id)
 
     def lone_start(self) -> list[int]:
-        """What a model reads before the first token of all where nothing stands before a text."""
+        """What the model reads first if the prompt is empty and no token comes before every text."""
         return self._fallback
 
     def bytes_of(self, token: int) -> bytes:
-        """What a token spells; nothing for an end of the text or an id that the tokenizer has no word for."""
+        """What a token spells; nothing for the end of a text or an id that the tokenizer has no word for."""
         if token in self.end_ids or (word := self._tokenizer.id_to_token(token)) is None:
             return b""
         return word.encode() if token in self._added else self._spelling.read(word)
@@ -97,7 +97,7 @@ class Vocabulary:
         ]
 
     def spell(self, text: bytes) -> list[int] | None:
-        """A way to spell these bytes with tokens, each as long as can be; None if there is none."""
+        """Tokens that spell these bytes, each as long as possible; None if there are none."""
         ids = []
         while text:
             for length in range(len(text), 0, -1):
@@ -234,7 +234,7 @@ class _SentencePiece(_Spelling):
 
 
 class _Words(_Spelling):
-    """Words with spaces between them: WordPiece, whose tokens inside a word have a mark, and its kin."""
+    """Words with spaces between them: WordPiece, whose tokens inside a word have a mark, and similar ones."""
 
     def __init__(self, inside: str = "", end: str = ""):
         self._inside, self._end = inside, end

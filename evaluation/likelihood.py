@@ -33,14 +33,14 @@ def bits_of(model: "GPTSingleHead", prompt: Prompt, text: str) -> float:
     """
     import torch
 
-    beginning = prompt.beginning
-    ids = beginning.vocabulary.encode(beginning.text.decode() + text)
+    end = prompt.end
+    ids = end.vocabulary.encode(end.text.decode() + text)
     whole = torch.tensor([prompt.ids + ids], device=model.device)
     with torch.no_grad():
         logits = model.gpt(input_ids=whole, logits_to_keep=len(ids) + 1).logits[0, :-1].float()  # [ids, V]
     chosen: tuple[int, ...] = ()
     for place, token in enumerate(ids):
-        allowed = beginning.allowed(chosen) if beginning.rest(chosen) else []
+        allowed = end.allowed(chosen) if end.rest(chosen) else []
         if token not in allowed:  # also where the tokenizer cuts the whole text in a way of its own
             break
         others = torch.ones_like(logits[place], dtype=torch.bool).index_fill(0, whole.new_tensor(allowed), False)

@@ -15,7 +15,7 @@ from completion.complete import complete_all
 from completion.repository.choice import choose_context
 from completion.repository.chunks import Chunk, cut_chunks
 from completion.repository.repository import Repository
-from completion.settings import Completion, Settings
+from completion.settings import Completion, CompletionSettings
 from completion.stop_rules.stop_rule import StopRule, make_stop_rule
 from serving.served_engine import REQUESTS_AT_ONCE, ServedEngine
 
@@ -119,7 +119,7 @@ class InfillRequest:
     def check(self) -> None:
         """Raises InputError for a setting outside its range."""
         try:
-            options = Settings(**self.settings)
+            options = CompletionSettings(**self.settings)
         except InputError as error:
             flag, _, reason = str(error).partition(" ")
             names = {f"--{ours}": name for name, ours in SETTINGS.items()}
@@ -133,7 +133,7 @@ class InfillRequest:
     def context(self, engine: ServedEngine, repository: Repository, max_tokens: int, language: str) -> list[Chunk]:
         """What else of the project the model is shown: of the repository's files, and of what the editor sent."""
         extra = [chunk for name, text in self.extra for chunk in cut_chunks(path_in(repository, name), text)]
-        most = {"max_tokens": max_tokens, "max_new_tokens": Settings(**self.settings).max_new_tokens}
+        most = {"max_tokens": max_tokens, "max_new_tokens": CompletionSettings(**self.settings).max_new_tokens}
         if not max_tokens:
             return []
         return choose_context(repository, engine, self.prefix, self.suffix, language, "", extra, **most)

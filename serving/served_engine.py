@@ -14,7 +14,7 @@ from completion.engines.engine import Step
 from completion.engines.llama_engine import LlamaEngine
 from completion.engines.llama_server import own_signals, set_threads
 from completion.prompt import Prompt
-from completion.settings import Settings
+from completion.settings import CompletionSettings
 
 REQUESTS_AT_ONCE = 4
 ENDPOINT = "/v1/completions"
@@ -68,7 +68,7 @@ class ServedEngine(LlamaEngine):
         path, name = (json.dumps(word)[1:-1].encode() for word in (str(self._file), self.model_name))
         return text.replace(path, name)
 
-    def stream(self, prompts: Sequence[Prompt], options: Settings, over: set[int]) -> Iterator[Step]:
+    def stream(self, prompts: Sequence[Prompt], options: CompletionSettings, over: set[int]) -> Iterator[Step]:
         """See `Engine.stream`."""
         self.timings = {}
         return super().stream(prompts, options, over)

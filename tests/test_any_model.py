@@ -142,7 +142,7 @@ def test_bytes_of_tokens_are_those_of_the_text(folder):
     first, ids = model.tokenize("return"), model.tokenize("return a + b")
     assert ids[: len(first)] == first
     texts = [model.tokenizer.backend_tokenizer.decode(some).encode() for some in (first, ids)]
-    assert token_bytes(model)[ids[len(first) :]].sum() == len(texts[1]) - len(texts[0])
+    assert token_bytes(model.tokenizer, model.vocabulary_size)[ids[len(first) :]].sum() == len(texts[1]) - len(texts[0])
 
 
 def test_ids_beyond_the_embedding_are_refused_on_loading(folder):
@@ -161,7 +161,7 @@ def test_a_hole_among_the_ids_and_rows_without_a_word_are_allowed(base, tmp_path
     assert model.vocabulary_size == 8300
     model.add_special_words({"additional_special_tokens": ["<new>"]})
     assert model.vocabulary_size == 8300
-    assert token_bytes(model).shape == (8300,)
+    assert token_bytes(model.tokenizer, model.vocabulary_size).shape == (8300,)
 
 
 def test_a_model_folder_without_a_tokenizer_is_refused(folder):

@@ -216,11 +216,11 @@ def test_an_editor_gets_what_interact_shows(port, engine, place):
 
 def test_a_model_trained_here_is_asked_in_the_order_that_it_has_learned(port, engine):
     prefix, suffix = PLACES["half a word"]
-    engine.vocabulary.suffix_first = False
+    engine.vocabulary.fim_rate = 0.0
     try:
         (other,) = complete(engine, prefix, suffix=suffix, temperature=0, max_new_tokens=48)
     finally:
-        engine.vocabulary.suffix_first = True
+        engine.vocabulary.fim_rate = 0.5
     assert fill_in(port, prefix, suffix) != other.text
 
 

@@ -1,11 +1,11 @@
-"""What the engines have in common: what they are asked for, and how a language model is found and given one."""
+"""What the engines have in common: they generate tokens for prompts, step by step."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from completion.prompt import Prompt
-from completion.settings import Settings
+from completion.settings import CompletionSettings
 from completion.tokens import Vocabulary
 
 
@@ -15,8 +15,8 @@ class Step:
 
     Attributes:
         candidate: its number, counted over all prompts.
-        log_prob: under the model, before any setting of the sampling, in nats. Where the text of the token is given, as
-            at the prompt's end, it is that of the choice among the tokens that spell it. None: the engine cannot tell.
+        log_prob: under the model, before any sampling setting, in nats. At the prompt's end, which is given, it is the
+            log-probability of the choice among the tokens that spell that end. None: the engine cannot tell.
     """
 
     candidate: int
@@ -31,10 +31,10 @@ class Engine(Protocol):
     vocabulary: Vocabulary
     context_length: int  # the most tokens, prompt and completion together, that the model has positions for
 
-    def stream(self, prompts: Sequence[Prompt], options: Settings, over: set[int]) -> Iterator[Step]:
-        """Generate `options.candidates` candidates for each prompt, all of them at once where it can be done.
+    def stream(self, prompts: Sequence[Prompt], options: CompletionSettings, over: set[int]) -> Iterator[Step]:
+        """Generate `options.candidates` candidates for each prompt, all of them at once where possible.
 
-        The first of several candidates takes the likeliest token every time. A candidate ends where its context is
+        The first of several candidates always takes the most likely token. A candidate ends where its context is
         full, after enough tokens for `max_new_tokens`, or soon after its number is put into `over`.
         """
         ...

@@ -13,16 +13,16 @@ from completion.engines.engine import Step
 from completion.engines.llama_server import load_library, set_threads, start_private
 from completion.gguf_export.errors import CannotConvert
 from completion.gguf_export.gguf_cache import converted
-from completion.prompt import Beginning, Prompt
-from completion.settings import Settings
+from completion.prompt import Prompt, PromptEnd
+from completion.settings import CompletionSettings
 from completion.tokens import Vocabulary, context_length, decodable
 
 SEQUENCES = 8  # that decode together at most, unless one prompt has more candidates
 ROOM = 1024  # tokens of context at least, so that a conversation need not begin anew at every prompt
-# Tokens this much less likely than the likeliest are not sorted for top_p, which would cost as much as a small model's
-# layers. Of a vocabulary of 150,000 they are together at most 1 % of the probability, and never so many.
+# Tokens this much less likely than the most likely one are not sorted for top_p, which would take as long as a small
+# model's layers. Even 100,000 of them have at most 1 % of the probability together.
 NEGLIGIBLE = 1e-7
-CONSIDERED = 256  # likeliest tokens among which one that spells the prompt's end is looked for
+CONSIDERED = 256  # most likely tokens, among which those that spell the prompt's end are searched
 # A prompt of more tokens than this is not read twice, once for the greedy candidate and once for the others: it is
 # decoded in turn instead, which costs less.
 READ_TWICE = 256
@@ -58,9 +58,9 @@ class LlamaEngine:
         # A server that is deleted before its loop has begun waits for the loop's end for ever.
         self._ask({"prompt": [0], "n_predict": 0}, lambda choice: True)
 
-    def stream(self, prompts: Sequence[Prompt], options: Settings, over: set[int]) -> Iterator[Step]:
+    def stream(self, prompts: Sequence[Prompt], options: CompletionSettings, over: set[int]) -> Iterator[Step]:
         """See `Engine.stream`."""
-        room = max(len(prompt.ids) + len(prompt.beginning.text) for prompt in prompts) + options.max_new_tokens
+        room = max(len(prompt.ids) + len(prompt.end.text) for prompt in prompts) + options.max_new_tokens
         at_once = max(1, min(len(prompts), SEQUENCES // options.candidates))
         self._serve(min(room, self.context_length), at_once * options.candidates)
         steps: queue.SimpleQueue[Step | BaseException | None] = queue.SimpleQueue()
@@ -95,24 +95,24 @@ class LlamaEngine:
                 closing.set()
 
     def answer(self, request: dict, sequences: int) -> None:
-        """Have a request of llama.cpp's own form answered, and nothing done with it: what `stream` is measured by."""
+        """Have llama.cpp answer a request in its own form; `stream` is compared with the time of that."""
         self._serve(len(request["prompt"]) + request["n_predict"], sequences)
         self._ask(request, lambda choice: False)
 
     def _generate(
-        self, prompt: Prompt, options: Settings, numbers: Sequence[int], emit: Callable[[Step], bool]
+        self, prompt: Prompt, options: CompletionSettings, numbers: Sequence[int], emit: Callable[[Step], bool]
     ) -> None:
         """Generate the candidates with these numbers; `emit` takes each token and answers whether that is enough."""
         request: dict = {"prompt": prompt.ids}
         given: float | None = 0.0  # the log-probability of all first tokens that spell the prompt's end
         if prompt.needs_text:
             request["grammar"] = f"root ::= {SOME_TEXT}"
-        if prompt.beginning.text:
+        if prompt.end.text:
             likely = self._likeliest(prompt.ids)
-            fitting = {token: likely[token] for token in self._fitting(prompt.beginning, likely)}
-            request["grammar"] = grammar(prompt.beginning, fitting, SOME_TEXT if prompt.needs_text else ANY)
+            fitting = {token: likely[token] for token in self._fitting(prompt.end, likely)}
+            request["grammar"] = grammar(prompt.end, fitting, SOME_TEXT if prompt.needs_text else ANY)
             given = math.log(sum(map(math.exp, fitting.values()))) if fitting else None
-        most = options.max_new_tokens + len(prompt.beginning.text)
+        most = options.max_new_tokens + len(prompt.end.text)
         request |= {
             "n_predict": min(most, self.context_length - len(prompt.ids)),
             "n_probs": 1,
@@ -186,14 +186,14 @@ class LlamaEngine:
         self._ask(request, read)
         return found
 
-    def _fitting(self, beginning: Beginning, likely: dict[int, float]) -> list[int]:
-        """Those of the likely tokens that may be the first of the answer."""
-        inner = {way[0] for way in beginning.ways if way}
+    def _fitting(self, end: PromptEnd, likely: dict[int, float]) -> list[int]:
+        """The likely tokens that the answer may start with."""
+        inner = {way[0] for way in end.ways if way}
         spelled = {token: self.vocabulary.bytes_of(token) for token in likely}
         return [
             token
             for token, text in spelled.items()
-            if token in inner or (text.startswith(beginning.text) and decodable(text))
+            if token in inner or (text.startswith(end.text) and decodable(text))
         ]
 
     def _tokens(self, choice: dict) -> Iterator[tuple[int, float | None]]:
@@ -224,28 +224,28 @@ class LlamaEngine:
 
 ANY = r"[\x00-\U0010FFFF]*"
 SOME_TEXT = rf"[ \t\r\n]* [^ \t\r\n] {ANY}"
-WHOLE_CHARACTERS = r"root ::= [\x00-\x7F]+"  # nothing is said of a token that is part of one
+WHOLE_CHARACTERS = r"root ::= [\x00-\x7F]+"  # llama.cpp gives no probabilities for a token that is a part of one
 
 
 def _scores(choice: dict) -> list[dict]:
     return (choice.get("logprobs") or {}).get("content") or []
 
 
-def grammar(beginning: Beginning, fitting: Sequence[int], rest: str) -> str:
-    """What holds the answer to begin with the prompt's end and go on with `rest`, in llama.cpp's GBNF.
+def grammar(end: PromptEnd, fitting: Sequence[int], rest: str) -> str:
+    """A grammar in llama.cpp's GBNF: the answer starts with the prompt's end and goes on with `rest`.
 
-    Of the tokens that spell all of it, those that the model finds likely are named, since a grammar of characters would
-    also let in any token that spells a part. What follows the first token of a longer cut is given by its characters.
+    It names the likely tokens that spell the whole end, since a grammar of characters would also allow any token that
+    spells a part of it. After the first token of a longer tokenization, characters are enough.
     """
-    spelled = beginning.vocabulary.bytes_of
-    choices = [f"<[{token}]>" for token in fitting if (token,) not in beginning.ways]
-    for way in sorted(beginning.ways):
+    spelled = end.vocabulary.bytes_of
+    choices = [f"<[{token}]>" for token in fitting if (token,) not in end.ways]
+    for way in sorted(end.ways):
         if way and all(decodable(spelled(token)) for token in way):
-            choices.append(" ".join(f"<[{token}]>" for token in way) + f" {literal(beginning.rest(way))}")
-    if all(decodable(spelled(token)) for token in beginning.exact):
-        choices.append(" ".join(f"<[{token}]>" for token in beginning.exact))
+            choices.append(" ".join(f"<[{token}]>" for token in way) + f" {literal(end.rest(way))}")
+    if all(decodable(spelled(token)) for token in end.exact):
+        choices.append(" ".join(f"<[{token}]>" for token in end.exact))
     else:  # a character of several tokens, which the grammar follows byte by byte
-        choices.append(literal(beginning.text))
+        choices.append(literal(end.text))
     return f"root ::= ({' | '.join(dict.fromkeys(choices))}) {rest}"
 
 

@@ -1,4 +1,4 @@
-"""A model folder with the engine that suits this machine: llama.cpp on a CPU, PyTorch on a GPU or where that cannot."""
+"""The engine that suits a model and this machine: llama.cpp on a CPU, PyTorch on a GPU or where llama.cpp cannot."""
 
 import gc
 import sys
@@ -12,15 +12,15 @@ from completion.gguf_export.errors import CannotConvert
 
 IN_LLAMA_CPP = ("q8_0", "f16")
 IN_PYTORCH = ("fp32", "bf16", "fp16")
-PRECISIONS = ("auto", *IN_LLAMA_CPP, *IN_PYTORCH)
+ENGINE_PRECISIONS = ("auto", *IN_LLAMA_CPP, *IN_PYTORCH)
 
 
 def load_engine(path: str, precision: str = "auto") -> Engine:
-    """The model at `path`, ready to complete; says in a line on stderr why llama.cpp does not serve, where it should.
+    """The model at `path`, ready to complete; a line on stderr says why, if llama.cpp should run it and cannot.
 
     Args:
         path: a run folder, a model folder, a known name or a Hub id.
-        precision: of PRECISIONS. auto: llama.cpp's 8-bit weights on a CPU, 16 bits in PyTorch on a GPU.
+        precision: of ENGINE_PRECISIONS. auto: llama.cpp's 8-bit weights on a CPU, 16 bits in PyTorch on a GPU.
     Raises:
         InputError: no such model, or it cannot be run in this precision.
     """

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from common.command import InputError
 from completion.engines.engine import Step
-from completion.prompt import Beginning, Prompt
-from completion.settings import Settings
+from completion.prompt import Prompt, PromptEnd
+from completion.settings import CompletionSettings
 from completion.tokens import Vocabulary
 from model import GPTSingleHead
 
@@ -28,7 +28,7 @@ class TorchEngine:
         self.vocabulary = vocabulary_of(model)
         self.context_length = getattr(model.gpt.config, "max_position_embeddings", model.max_seq_length)
 
-    def stream(self, prompts: Sequence[Prompt], options: Settings, over: set[int]) -> Iterator[Step]:
+    def stream(self, prompts: Sequence[Prompt], options: CompletionSettings, over: set[int]) -> Iterator[Step]:
         """See `Engine.stream`."""
         generator = torch.Generator(self.model.device)
         for place, prompt in enumerate(prompts):
@@ -41,15 +41,15 @@ class TorchEngine:
 
     @torch.inference_mode()
     def _decode(
-        self, prompt: Prompt, options: Settings, generator: torch.Generator
+        self, prompt: Prompt, options: CompletionSettings, generator: torch.Generator
     ) -> Iterator[tuple[list[int], list[float]]]:
         """The next token of each candidate and its log-probability, position by position.
 
         The candidates share one pass over the prompt.
         """
         gpt, candidates = self.model.gpt, options.candidates
-        most = min(self.context_length, len(prompt.ids) + len(prompt.beginning.text) + options.max_new_tokens)
-        constraint = _Constraint(prompt.beginning, candidates)
+        most = min(self.context_length, len(prompt.ids) + len(prompt.end.text) + options.max_new_tokens)
+        constraint = _EndConstraint(prompt.end, candidates)
         seen = torch.tensor([prompt.ids], device=self.model.device)  # [1, T]
         output = gpt(input_ids=seen, use_cache=True, logits_to_keep=1)
         # What a model's arguments and output call the cache: `past_key_values` until transformers 5.24 renamed it
@@ -95,7 +95,7 @@ def vocabulary_of(model: GPTSingleHead) -> Vocabulary:
     return Vocabulary(model.tokenizer.backend_tokenizer, settings)
 
 
-def choose(logits: Tensor, seen: Tensor, options: Settings, generator: torch.Generator) -> Tensor:
+def choose(logits: Tensor, seen: Tensor, options: CompletionSettings, generator: torch.Generator) -> Tensor:
     """Choose a token for each row.
 
     Args:
@@ -123,13 +123,13 @@ def choose(logits: Tensor, seen: Tensor, options: Settings, generator: torch.Gen
     return torch.searchsorted(cumulative, drawn * cumulative[:, -1:], right=True).clamp(max=logits.shape[1] - 1)
 
 
-class _Constraint:
+class _EndConstraint:
     """Holds each candidate to tokens that spell the text it has to begin with."""
 
-    def __init__(self, beginning: Beginning, candidates: int):
-        self._beginning = beginning
+    def __init__(self, end: PromptEnd, candidates: int):
+        self._end = end
         self._chosen: list[tuple[int, ...]] = [()] * candidates
-        self._active = bool(beginning.text)
+        self._active = bool(end.text)
 
     def apply(self, logits: Tensor) -> Tensor:
         """Logits [n, V] without the tokens that lead away from the text."""
@@ -137,8 +137,8 @@ class _Constraint:
             return logits
         mask = torch.zeros_like(logits, dtype=torch.bool)
         for chosen in set(self._chosen):
-            if self._beginning.rest(chosen):
-                fits = torch.tensor(self._beginning.allowed(chosen), device=mask.device)
+            if self._end.rest(chosen):
+                fits = torch.tensor(self._end.allowed(chosen), device=mask.device)
                 others = mask.new_ones(mask.shape[1]).index_fill(0, fits, False)
                 mask[[row for row, own in enumerate(self._chosen) if own == chosen]] = others
         return logits.masked_fill(mask, -torch.inf)
@@ -146,5 +146,5 @@ class _Constraint:
     def advance(self, tokens: list[int]) -> None:
         if self._active:
             pairs = zip(self._chosen, tokens, strict=True)
-            self._chosen = [(*own, token) if self._beginning.rest(own) else own for own, token in pairs]
-            self._active = any(map(self._beginning.rest, self._chosen))
+            self._chosen = [(*own, token) if self._end.rest(own) else own for own, token in pairs]
+            self._active = any(map(self._end.rest, self._chosen))

@@ -30,7 +30,7 @@ def choose_context(
         max_new_tokens: of the completion, for which room is left too.
     """
     place = read_place(engine, prefix, suffix, (), path, language, max_new_tokens)
-    room = engine.context_length - len(place.ids) - max_new_tokens - len(place.beginning.text)
+    room = engine.context_length - len(place.ids) - max_new_tokens - len(place.end.text)
     around = len(context_ids(engine.vocabulary, [], language, path))
 
     def count(chunk: Chunk) -> int:

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 from completion.repository.chunks import Chunk
-from completion.settings import Completion, Settings
+from completion.settings import Completion, CompletionSettings
 
-# Commands that set a field of completion.settings.Settings; most have its name.
+# Commands that set a field of completion.settings.CompletionSettings; most have its name.
 SETTINGS = {"n": "num_return_sequences", "max_length": "max_new_tokens"} | {
     name: name for name in ("temperature", "top_k", "top_p", "repetition_penalty", "min_probability", "seed", "stop")
 }
@@ -53,7 +53,7 @@ def describe_context(chunks: Sequence[Chunk]) -> str:
     return "context: " + (", ".join(parts) or "none")
 
 
-def notes(found: list[Completion], options: Settings, ignores_suffix: bool = False) -> list[str]:
+def notes(found: list[Completion], options: CompletionSettings, ignores_suffix: bool = False) -> list[str]:
     """What a user should know about these completions and cannot see in their text."""
     if not found:
         return [f"no candidate reached a probability of {options.min_probability:g}"]

@@ -17,7 +17,7 @@ from completion.engines.engine import Engine
 from completion.repository.choice import choose_context
 from completion.repository.chunks import Chunk
 from completion.repository.repository import Repository
-from completion.settings import Completion, Settings
+from completion.settings import Completion, CompletionSettings
 from completion.terminal.commands import CURSOR, HELP, SETTINGS, describe, describe_context, notes
 from completion.terminal.plain_screen import PlainScreen
 
@@ -29,7 +29,7 @@ class Conversation:
         engine: generates with the model.
         name: what the status line calls it.
         language: one of LANGUAGES, or empty to ask.
-        settings: the fields of Settings.
+        settings: the fields of CompletionSettings.
         repository: its files are searched for code that resembles the prompt, to show it to the model.
         context_tokens: the most tokens of such code.
     """
@@ -136,7 +136,7 @@ class Conversation:
             raise InputError(f":{name}: no such command; :help lists them")
 
     def _set(self, name: str, value: str) -> None:
-        field = next(field for field in fields(Settings) if field.name == SETTINGS[name])
+        field = next(field for field in fields(CompletionSettings) if field.name == SETTINGS[name])
         if value:
             is_none = value == "none" and field.default is None
             number = None if is_none else field.metadata["rule"].read(f":{name}", value)
@@ -164,7 +164,7 @@ class Conversation:
 
     def _complete(self, prompt: str, suffix: str = "") -> None:
         """Complete and show, and remember what for :continue and :save. A single candidate is shown while it grows."""
-        options = Settings(**self.settings)
+        options = CompletionSettings(**self.settings)
         streams = options.candidates == 1 and not options.min_probability
         began = time.perf_counter()
         with interruptible() as cancelled:
@@ -184,7 +184,7 @@ class Conversation:
         else:
             self._write_notes(found, options)
 
-    def _find_context(self, prompt: str, suffix: str, options: Settings) -> list[Chunk]:
+    def _find_context(self, prompt: str, suffix: str, options: CompletionSettings) -> list[Chunk]:
         if not self._repository:
             return []
         most = {"max_tokens": self._context_tokens, "max_new_tokens": options.max_new_tokens}
@@ -204,9 +204,9 @@ class Conversation:
         code = self._screen.code(self._prompt, self.language)
         code.write(completion.text)
         code.end()
-        self._write_notes([completion], Settings(**self.settings))
+        self._write_notes([completion], CompletionSettings(**self.settings))
 
-    def _write_notes(self, found: list[Completion], options: Settings) -> None:
+    def _write_notes(self, found: list[Completion], options: CompletionSettings) -> None:
         ignored = bool(self._suffix) and not self.engine.vocabulary.fim_words
         for note in notes(found, options, ignored):
             self._screen.write(f"[{note}]\n")

@@ -12,8 +12,8 @@ from common.command import InputError
 from completion.complete import complete, complete_all, parses, rank
 from completion.engines.engine import Step
 from completion.engines.torch_engine import TorchEngine, choose
-from completion.prompt import Beginning, Prompt, read_prompt
-from completion.settings import Completion, Settings
+from completion.prompt import Prompt, PromptEnd, read_prompt
+from completion.settings import Completion, CompletionSettings
 
 PROMPT = "def add(a, b):"
 
@@ -34,7 +34,7 @@ def engine(model):
 
 def decoded(engine, ids, options):
     """Tokens and log-probabilities, position by position, after these ids."""
-    steps = engine.stream([Prompt(ids, Beginning(engine.vocabulary))], options, set())
+    steps = engine.stream([Prompt(ids, PromptEnd(engine.vocabulary))], options, set())
     while rows := list(islice(steps, options.candidates)):
         yield [step.token for step in rows], [step.log_prob for step in rows]
 
@@ -42,13 +42,13 @@ def decoded(engine, ids, options):
 def test_greedy_tokens_are_those_of_generate(model, engine):
     ids = [model.control_id("python"), *model.tokenize(PROMPT)]
     expected = model.gpt.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=30, pad_token_id=0)
-    steps = decoded(engine, ids, Settings(temperature=0))
+    steps = decoded(engine, ids, CompletionSettings(temperature=0))
     assert [tokens[0] for tokens, _ in islice(steps, 30)] == expected[0, len(ids) :].tolist()
 
 
 def test_scores_are_the_models_own_and_the_first_candidate_is_greedy(model, engine):
     ids = [model.control_id("python"), *model.tokenize(PROMPT)]
-    steps = list(islice(decoded(engine, ids, Settings(num_return_sequences=3, seed=1, temperature=2.0)), 10))
+    steps = list(islice(decoded(engine, ids, CompletionSettings(num_return_sequences=3, seed=1, temperature=2.0)), 10))
     for candidate in range(3):
         tokens = [step_tokens[candidate] for step_tokens, _ in steps]
         log_probs = model.gpt(torch.tensor([ids + tokens])).logits[0, :, : len(model.tokenizer)].log_softmax(-1)
@@ -72,7 +72,10 @@ def test_a_seed_repeats_and_candidates_differ(engine):
 def test_sampling_follows_the_probabilities():
     logits = torch.tensor([[0.5, 0.3, 0.15, 0.05], [0.0, 0.0, 1.0, 0.0]]).log()
     generator = torch.Generator().manual_seed(0)
-    drawn = [choose(logits, torch.zeros(2, 0), Settings(temperature=1.0, top_p=1.0), generator) for _ in range(4000)]
+    drawn = [
+        choose(logits, torch.zeros(2, 0), CompletionSettings(temperature=1.0, top_p=1.0), generator)
+        for _ in range(4000)
+    ]
     shares = torch.cat(drawn, 1)[0].bincount() / 4000
     assert shares.tolist() == pytest.approx([0.5, 0.3, 0.15, 0.05], abs=0.03)
     assert all(row[1].item() == 2 for row in drawn)
@@ -84,7 +87,7 @@ def test_choose_keeps_to_top_k_top_p_and_penalty():
     none_seen = torch.zeros(1, 0, dtype=torch.long)
 
     def chosen(**settings):
-        options = Settings(**{"temperature": 1.0, "top_p": 1.0} | settings)
+        options = CompletionSettings(**{"temperature": 1.0, "top_p": 1.0} | settings)
         return {choose(logits, none_seen, options, generator).item() for _ in range(200)}
 
     assert chosen() == {0, 1, 2, 3}
@@ -93,7 +96,10 @@ def test_choose_keeps_to_top_k_top_p_and_penalty():
     assert chosen(top_p=0.01) == {0}
     assert chosen(temperature=0.01) == chosen(temperature=1e-60) == chosen(temperature=0) == {0}
     # The logits are negative: a penalty of 4 makes the first -2.8, below the second's -1.2.
-    assert choose(logits, torch.tensor([[0]]), Settings(temperature=0, repetition_penalty=4.0), generator).item() == 1
+    assert (
+        choose(logits, torch.tensor([[0]]), CompletionSettings(temperature=0, repetition_penalty=4.0), generator).item()
+        == 1
+    )
 
 
 def test_streamed_pieces_are_the_text_in_whole_characters(engine):
@@ -171,7 +177,7 @@ def test_a_long_prompt_keeps_its_control_word_and_its_end(model, engine):
     prompt = "\n".join(f"x{i} = {i}" for i in range(500)) + "\n"
     read = read_prompt(engine.vocabulary, prompt, "java", engine.context_length, 20)
     assert read.ids[0] == model.control_id("java")
-    assert prompt.endswith(model.tokenizer.decode(read.ids[1:]) + read.beginning.text.decode())
+    assert prompt.endswith(model.tokenizer.decode(read.ids[1:]) + read.end.text.decode())
     found = complete(engine, prompt, "java", stop="none", temperature=0, max_new_tokens=20)[0]
     assert found.prompt_tokens_dropped == read.dropped > 0
     assert (found.stop_reason, len(found.tokens)) == ("length", 20)
@@ -183,10 +189,10 @@ def test_a_long_prompt_keeps_its_control_word_and_its_end(model, engine):
 @pytest.mark.parametrize("prompt", ["def f():\n    ", "for i in ra", "x <", "x", "return  ", "s = 'é", "\tx = 1\r\n"])
 def test_the_end_of_the_prompt_is_generated_again_and_not_shown(model, engine, prompt):
     read = read_prompt(engine.vocabulary, prompt, "python", engine.context_length, 9)
-    again = read.beginning.text.decode()
+    again = read.end.text.decode()
     assert again
     assert model.tokenizer.decode(read.ids[1:]) + again == prompt
-    steps = engine.stream([replace(read, seed=0)], Settings(temperature=3.0, top_p=1.0), set())
+    steps = engine.stream([replace(read, seed=0)], CompletionSettings(temperature=3.0, top_p=1.0), set())
     whole = b"".join(engine.vocabulary.bytes_of(step.token) for step in islice(steps, 12))
     assert whole.startswith(again.encode())
     assert len(complete(engine, prompt, stop="none", seed=0, max_new_tokens=9)[0].tokens) <= 9
@@ -266,4 +272,4 @@ def test_parses():
 )  # fmt: skip
 def test_settings_out_of_range_are_refused_by_name(setting):
     with pytest.raises(InputError, match=next(iter(setting))):
-        Settings(**setting)
+        CompletionSettings(**setting)

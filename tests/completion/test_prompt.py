@@ -23,28 +23,28 @@ def test_what_is_read_and_what_is_taken_back_are_the_prompt(kind):
     for text in PROMPTS:
         prompt = read_prompt(vocabulary, text, "python", 128, 16)
         read = b"".join(map(vocabulary.bytes_of, prompt.ids[len(vocabulary.start("python")) :]))
-        assert (read + prompt.beginning.text).decode() == blank + text
+        assert (read + prompt.end.text).decode() == blank + text
         # SentencePiece has a line break, or a rare character, as bytes, of which no longer token is made.
-        assert prompt.beginning.text or (kind == "sentencepiece" and (text[-1] == "\n" or not text[-1].isascii()))
-        if prompt.beginning.text:
-            assert vocabulary.encode(text)[-1] in prompt.beginning.allowed(prompt.beginning.exact[:-1])
-        for way in prompt.beginning.ways:
-            assert prompt.beginning.text.startswith(b"".join(map(vocabulary.bytes_of, way)))
+        assert prompt.end.text or (kind == "sentencepiece" and (text[-1] == "\n" or not text[-1].isascii()))
+        if prompt.end.text:
+            assert vocabulary.encode(text)[-1] in prompt.end.allowed(prompt.end.exact[:-1])
+        for way in prompt.end.ways:
+            assert prompt.end.text.startswith(b"".join(map(vocabulary.bytes_of, way)))
 
 
 def test_a_line_break_that_belongs_to_a_sign_can_be_chosen():
     vocabulary = Vocabulary(byte_level("qwen2"), {})
     sign = next(iter(vocabulary.beginning_with(b"):\n")), None)
     assert sign is not None, "the vocabulary of this test has the token"
-    assert sign in read_prompt(vocabulary, "def f(x):", "python", 128, 16).beginning.allowed(())
+    assert sign in read_prompt(vocabulary, "def f(x):", "python", 128, 16).end.allowed(())
 
 
 def test_a_part_of_a_word_leads_nowhere_else():
     """Only tokens that spell all that is left, or that the tokenizer itself would cut, may follow."""
     vocabulary = Vocabulary(byte_level("gpt-2"), {})
-    beginning = read_prompt(vocabulary, "x = retur", "python", 128, 16).beginning
-    inner = {way[0] for way in beginning.ways if way}
-    assert all(t in inner or vocabulary.bytes_of(t).startswith(beginning.text) for t in beginning.allowed(()))
+    end = read_prompt(vocabulary, "x = retur", "python", 128, 16).end
+    inner = {way[0] for way in end.ways if way}
+    assert all(t in inner or vocabulary.bytes_of(t).startswith(end.text) for t in end.allowed(()))
 
 
 @pytest.mark.parametrize("precision", ["f16", "fp32"])
@@ -53,7 +53,7 @@ def test_no_blank_is_lost_with_sentencepiece(settings, precision, tmp_path):
     save_model(tmp_path, settings, sentence_piece())
     engine = load_engine(str(tmp_path), precision)
     for prompt in ("def f(x):", "x = 1\n", "return  ", "return x"):
-        given = read_prompt(engine.vocabulary, prompt, "python", 128, 8).beginning.text.decode()
+        given = read_prompt(engine.vocabulary, prompt, "python", 128, 8).end.text.decode()
         for seed in range(4):
             found = complete(engine, prompt, temperature=1.0, max_new_tokens=8, stop="none", seed=seed)[0]
             said = b"".join(map(engine.vocabulary.bytes_of, found.tokens)).decode(errors="replace")

@@ -9,7 +9,7 @@ from conftest import ROOT
 
 from common.command import InputError
 from completion.engines.torch_engine import vocabulary_of
-from completion.prompt import Beginning, Prompt, read_prompt
+from completion.prompt import Prompt, PromptEnd, read_prompt
 from dataset.sources import SourceFile
 from evaluation.infill import Answer, Place, fill_in, infill_table, summarise, until_stopped
 from evaluation.likelihood import bits_of
@@ -131,11 +131,11 @@ def test_bits_are_those_of_the_model_among_the_tokens_that_can_follow(model):
     more = vocabulary.encode(" a + b")
     log_probs = model.gpt(torch.tensor([ids + more])).logits[0, len(ids) - 1 : -1].log_softmax(-1)
     expected = -sum(log_probs[place, token].item() for place, token in enumerate(more)) / math.log(2)
-    assert bits_of(model, Prompt(ids, Beginning(vocabulary)), " a + b") == pytest.approx(expected, rel=1e-4)
+    assert bits_of(model, Prompt(ids, PromptEnd(vocabulary)), " a + b") == pytest.approx(expected, rel=1e-4)
     healed = read_prompt(vocabulary, "def add(a, b):\n    retu", "python", 128, 8)
-    assert healed.beginning.text.endswith(b"retu")
+    assert healed.end.text.endswith(b"retu")
     first = model.gpt(torch.tensor([healed.ids])).logits[0, -1]
-    allowed = healed.beginning.allowed(())
+    allowed = healed.end.allowed(())
     (token,) = vocabulary.encode(" return")
     share = first[allowed].log_softmax(-1)[allowed.index(token)].item()
     assert bits_of(model, healed, "rn") == pytest.approx(-share / math.log(2), rel=1e-4)

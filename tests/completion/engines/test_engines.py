@@ -160,16 +160,16 @@ def test_a_suffix_stands_between_its_marker_words(fim_folder):
     prompt = read_infill(vocabulary, vocabulary.fim_words, prefix, suffix, "python", 128, 9)
     ids = prompt.ids
     assert ids[:2] == [vocabulary.start("python")[0], before]
-    assert [*ids[2 : ids.index(after)], *prompt.beginning.exact] == vocabulary.encode(prefix)
-    assert prompt.beginning.text.strip() == b"retu"  # half a word, written again as part of the middle
+    assert [*ids[2 : ids.index(after)], *prompt.end.exact] == vocabulary.encode(prefix)
+    assert prompt.end.text.strip() == b"retu"  # half a word, written again as part of the middle
     assert ids[ids.index(after) + 1 : -1] == vocabulary.encode(suffix)
     assert ids[-1] == middle
     assert not {before, after, middle} - vocabulary.end_ids  # which end a completion
-    vocabulary.suffix_first = True  # as of a model trained here: what is filled in follows its prefix
+    vocabulary.fim_rate = 0.5  # as of a model trained here: what is filled in follows its prefix
     turned = read_infill(vocabulary, vocabulary.fim_words, prefix, suffix, "python", 128, 9)
     kept = ids[2 : ids.index(after)]
     assert turned.ids == [*ids[:2], after, *vocabulary.encode(suffix), middle, *kept]
-    assert turned.beginning == prompt.beginning
+    assert turned.end == prompt.end
     assert complete(engine, prefix, suffix=suffix, max_new_tokens=9, temperature=1.0, stop="none", seed=1)
 
 
@@ -180,7 +180,7 @@ def test_a_long_file_keeps_the_lines_around_the_cursor(fim_folder):
     _, after, _ = vocabulary.ids_of(vocabulary.fim_words)
     place = prompt.ids.index(after)
     text = [b"".join(map(vocabulary.bytes_of, part)).decode() for part in (prompt.ids[:place], prompt.ids[place:])]
-    assert "".join(lines).endswith(text[0] + prompt.beginning.text.decode())
+    assert "".join(lines).endswith(text[0] + prompt.end.text.decode())
     assert text[0].startswith("value_")  # whole lines
     assert "".join(lines).startswith(text[1]) and text[1].endswith("\n")
     assert len(text[0]) > 2 * len(text[1]) > 0

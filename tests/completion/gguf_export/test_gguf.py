@@ -29,8 +29,8 @@ from completion.gguf_export import gguf_cache  # noqa: E402
 from completion.gguf_export.errors import CannotConvert  # noqa: E402
 from completion.gguf_export.gguf_file import convert  # noqa: E402
 from completion.gguf_export.gguf_vocabulary import LLAMA3  # noqa: E402
-from completion.prompt import Beginning, Prompt  # noqa: E402
-from completion.settings import Settings  # noqa: E402
+from completion.prompt import Prompt, PromptEnd  # noqa: E402
+from completion.settings import CompletionSettings  # noqa: E402
 
 WORDS = ["<|endoftext|>", "<pad>", "<python>", "<java>", "<fim_prefix>", "<fim_suffix>", "<fim_middle>"]
 TEXT = (
@@ -275,7 +275,7 @@ def check_greedy(folder: Path, text: str) -> None:
         prompt = "".join(lines[20 * place + 10 : 20 * place + 15])
         ids = (engine.vocabulary.start("python") + engine.vocabulary.encode(prompt))[-64:]
         steps = engine.stream(
-            [Prompt(ids, Beginning(engine.vocabulary))], Settings(temperature=0, max_new_tokens=48), set()
+            [Prompt(ids, PromptEnd(engine.vocabulary))], CompletionSettings(temperature=0, max_new_tokens=48), set()
         )
         ours = [step.token for step in steps]
         settings = {"max_new_tokens": 48, "do_sample": False, "pad_token_id": 0}
