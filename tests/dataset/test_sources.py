@@ -217,7 +217,7 @@ def test_a_large_file_is_cut_into_the_same_tokens(convert, tmp_path, monkeypatch
     contents = []
     for characters, windows in ((1_000_000, 5000), (500, 7)):
         monkeypatch.setattr("dataset.windows.BATCH_CHARACTERS", characters)
-        monkeypatch.setattr("dataset.format.WINDOWS_AT_ONCE", windows)
+        monkeypatch.setattr("dataset.rows.WINDOWS_AT_ONCE", windows)
         convert("--source", sources)
         contents.append({file.name: file.read_bytes() for file in tmp_path.rglob("*.json*")})
     assert contents[0] == contents[1]
