@@ -4,10 +4,10 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypedDict
 
 from common.command import InputError
 from common.files import atomic_write, read_input
@@ -79,6 +79,16 @@ class Sample:
         return self.looped or repeats_itself(re.sub(r"\s+", " ", self.completion))
 
 
+_FirstKeys = TypedDict("_FirstKeys", {field.name: field.type for field in fields(Sample) if field.default is MISSING})
+
+
+class SampleLine(_FirstKeys, total=False):
+    """A line of a file of samples."""
+
+    engine: str
+    number: int
+
+
 def repeats_itself(text: str) -> bool:
     """Whether a stretch of at least SHORTEST_REPEATED characters occurs three times in a row.
 
@@ -111,7 +121,7 @@ def read_samples(path: Path, run: str) -> list[Sample]:
     for number, line in enumerate(whole.decode("utf-8", "replace").split("\n")[:-1], 1):
         remedy = "delete the line, or name another --samples"
         try:
-            sample = Sample(**parse_json(line, dict, f"{path}:{number}", remedy))
+            sample = Sample(**parse_json(line, SampleLine, f"{path}:{number}", remedy))
         except TypeError:
             raise InputError(f"{path}:{number}: not a sample; {remedy}") from None
         if sample.number < 0:

@@ -1,6 +1,7 @@
 """Samples, verdicts and pass@k, with completions from a list instead of a model."""
 
 import itertools
+import json
 import re
 from dataclasses import replace
 from types import SimpleNamespace
@@ -106,6 +107,18 @@ def test_samples_of_earlier_versions_have_no_number(sandbox, tasks, tmp_path):
     take_samples(sandbox, tasks, 2, path, "r", Model("    return n\n"))
     path.write_text(re.sub(r', "number": \d', "", path.read_text()))
     assert sorted(sample.number for sample in read_samples(path, "r")) == [0, 0, 0, 1, 1, 1]
+
+
+@pytest.mark.parametrize(("key", "value"), [("completion", 5), ("tokens", "5"), ("number", None), ("finished", 1)])
+def test_a_sample_that_someone_edited_is_refused(tmp_path, key, value):
+    sample = {
+        "run": "r", "task_id": "t", "completion": "", "mean_log_prob": 0.0, "tokens": 0, "finished": True,
+        "looped": False, "verdict": "failed", "detail": "", "seconds": 0.0,
+    }  # fmt: skip
+    path = tmp_path / "s.jsonl"
+    path.write_text(f"{json.dumps(sample)}\n{json.dumps(sample | {key: value})}\n")
+    with pytest.raises(InputError, match=rf"s\.jsonl:2: {key} is .*delete the line"):
+        read_samples(path, "r")
 
 
 def test_every_line_of_a_solution_is_filled_in_between_the_others(sandbox, tmp_path):
