@@ -16,17 +16,17 @@ class CompletionSettings(Flags):
 
     max_new_tokens: int = flag(128, "most tokens to generate", "--max_length", at_least=1, at_most=100_000)
     temperature: float = flag(
-        0.2, "divides the logits before sampling; 0 takes the likeliest token every time", at_least=0, at_most=100
+        0.2, "divides the logits before sampling; 0 always takes the most likely token", at_least=0, at_most=100
     )
-    top_k: int = flag(0, "sample from this many likeliest tokens only; 0: from all", at_least=0)
+    top_k: int = flag(0, "sample only from this many of the most likely tokens; 0: from all", at_least=0)
     top_p: float = flag(
-        0.95, "sample from the likeliest tokens that together hold this probability", above=0, at_most=1
+        0.95, "sample only from the most likely tokens that together have this probability", above=0, at_most=1
     )
     repetition_penalty: float = flag(
         1.0, "above 1, tokens that were seen before become less likely", at_least=0.01, at_most=100
     )
     num_return_sequences: int = flag(
-        1, "candidates, of which the first takes the likeliest token every time", "--n", at_least=1, at_most=100
+        1, "number of candidates; the first always takes the most likely token", "--n", at_least=1, at_most=100
     )
     seed: int | None = flag(None, "makes sampling repeatable", type=int, at_least=0, below=2**63)
     stop: str = flag("block", "where a completion ends: with the block, at a blank line, with the line", choices=STOPS)
@@ -43,7 +43,7 @@ class Completion:
     """One candidate.
 
     Attributes:
-        text: what follows the prompt.
+        text: the completion alone, without the prompt.
         tokens: the ids that spell it.
         mean_log_prob: mean log-probability of these tokens under the model, in nats. Of the tokens that spell one
             character together, llama.cpp gives the last one's only, and the others do not count. -inf if none is known.

@@ -300,7 +300,7 @@ def print_summary(meta: dict[str, Any], files: list[SourceFile], left_out: list[
             print(f"note: {largest.path} alone gives {share:.0%} of the {label} windows; is it generated?")
     print(counts_table(meta["languages"]))
     for n, share in meta["contamination"][meta["flags"]["split_by"]].items():
-        print(f"dev {n}-grams that stand in train: {'none to measure' if share is None else f'{share:.2%}'}")
+        print(f"dev {n}-grams that occur in train: {'none to measure' if share is None else f'{share:.2%}'}")
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ def test_data_counts_tokens_of_files_and_short_windows_rightly(project, dataset_
 def test_a_share_that_could_not_be_measured_is_said(project, tmp_path):
     """Windows too short for any 20-gram."""
     command = ("dataset/convert.py", "--tokenizer", "pretrained/tiny", "--dataset_name", "short", "--segment_len", 15)
-    assert "dev 20-grams that stand in train: none to measure" in project.run(*command).stdout
+    assert "dev 20-grams that occur in train: none to measure" in project.run(*command).stdout
     command = ("analysis.py", "data", "--dataset_name", "short", "--format", "svg", "--output", tmp_path)
     rows = [line.split() for line in project.run(*command).stdout.splitlines() if line.startswith("split by")]
     assert [row[-2:] for row in rows] == [["-", "-"]] * 2

@@ -1,4 +1,4 @@
-"""Problems from source files: what a function needs, which are kept, and what of them stands in train."""
+"""Problems from source files: what a function needs, which are kept, and what of them occurs in train."""
 
 import json
 
