@@ -31,15 +31,15 @@ demo: $(INSTALLED) ## fine-tune the embedded model on Python's own library and c
 		--max_steps 100 --per_gpu_train_batch_size 8 --lr 5e-4 --fim_rate 0.5 --evaluation_steps 50 --dev_windows 128
 	@echo; echo "4. Measure it again, on the same windows: perplexity and bits per byte should be lower."
 	$(BIN)/python evaluate.py --model_path model/demo --dataset_name stdlib --dev_windows 200
-	@echo; echo "5. Complete a function with it; then fill in what stands between two pieces of code."
+	@echo; echo "5. Complete a function with it; then fill in the code between a prefix and a suffix."
 	$(BIN)/python interact.py --model_path model/demo --temperature 0 --prompt 'def __init__(self, name):'
 	$(BIN)/python interact.py --model_path model/demo --temperature 0 --prompt "if isinstance(value, " --suffix "):"
 	@echo; echo "6. Draw its curves."
 	$(BIN)/python analysis.py runs model/demo
 	@echo
-	@echo "Complete code of your own:    $(BIN)/python interact.py --model_path model/demo"
-	@echo "Fine-tune on your own code:   $(BIN)/python dataset/convert.py --source DIR --tokenizer tiny --dataset_name mine"
-	@echo "Fine-tune a larger model:     README.md, \"Which base model should I take?\""
+	@echo "Complete code of your own:     $(BIN)/python interact.py --model_path model/demo"
+	@echo "Adapt a model to your project: $(BIN)/python adapt.py ~/my_project"
+	@echo "Choose a larger model:         README.md, \"Which base model?\""
 
 # The lab report's comparison, for instance: make report RECIPES="report-1 report-3" MODEL=tiny SCALE=small
 RECIPES ?= report-1 report-2 report-3 report-4 reference
