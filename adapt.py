@@ -1,10 +1,10 @@
 """Adapt a model to your own repository: measure it there, train it for the time you have, measure it again.
 
-python adapt.py ~/my_project                                          asks nothing; half an hour
+python adapt.py ~/my_project                                          asks nothing, takes half an hour
 python adapt.py ~/my_project --minutes 10 --model_select tiny --output result.json
 
-Stopped at any moment, the same command goes on where it was. Nothing leaves this machine; a base model may come from
-the Hub.
+If it is stopped at any moment, the same command continues where it was. Nothing leaves this machine; the base model
+may come from the Hub.
 """
 
 import contextlib
@@ -29,10 +29,11 @@ if TYPE_CHECKING:
     from model import GPTSingleHead
     from trainer import ModelTrainer
 
-EVALUATIONS, EVALUATION_SHARE = 8, 0.05  # while it is trained; of its time, and as much again for the middles
+EVALUATIONS = 8  # during training
+EVALUATION_SHARE = 0.05  # of the training time; the loss of middles takes as much again
 CONTEXT_RATE = 0.25
-LEAST_STEPS, LEAST_TOKENS = 10, 5000  # of training; in train
-# Of Python's own library, to see what is forgotten.
+LEAST_STEPS, LEAST_TOKENS = 10, 5000  # training steps; tokens to train on
+# Modules of Python's own library on which the model's loss shows what it forgets.
 GENERAL = (
     "argparse ast bdb calendar codecs configparser csv datetime difflib dis doctest enum fractions ftplib functools "
     "gettext inspect ipaddress locale mailbox optparse pickle platform plistlib pprint random shutil socket statistics "
@@ -69,10 +70,10 @@ def main() -> None:
 
 
 def prepare(state: State, earlier: Path | None) -> None:
-    """Choose the base, convert the repository, and plan the training by the speed that is measured now.
+    """Choose the base model, convert the repository, and plan the training from the speed measured now.
 
     Raises:
-        InputError: too little code, or too little time, to learn anything.
+        InputError: there is too little code or too little time to learn anything.
     """
     from adaptation.budget import LARGEST_WHOLE, ROW_TOKENS, ROWS, batch_flags, read_machine, shape_of
     from adaptation.comparison import load_model, measure_loss
@@ -102,7 +103,7 @@ def prepare(state: State, earlier: Path | None) -> None:
     window_seconds = (time.monotonic() - began) / windows
     shape = shape_of(model)
     lora_r = flags.lora_r if flags.lora_r >= 0 else 16 * (shape.parameters > LARGEST_WHOLE)
-    step_seconds = window_seconds * ROWS * (2.2 if lora_r else 3)  # a backward pass takes as long as two forward
+    step_seconds = window_seconds * ROWS * (2.2 if lora_r else 3)  # a backward pass takes as long as two forward passes
     seconds = state.seconds * (1 - 2 * MEASURE_SHARE) - state.spent
     if (steps := int(seconds / step_seconds)) < LEAST_STEPS:
         needed = (state.spent + LEAST_STEPS * step_seconds) / (1 - 2 * MEASURE_SHARE) / 60
@@ -114,7 +115,7 @@ def prepare(state: State, earlier: Path | None) -> None:
     try:
         learn_fim_words(model)
     except InputError as error:
-        fim_rate = print(f"note: it will not learn to fill in: {error}") or 0.0
+        fim_rate = print(f"note: it will not learn to infill: {error}") or 0.0
     passes = steps * ROWS / sum(split["windows"] for split in splits)
     how = f"LoRA of rank {lora_r}" if lora_r else "the whole model"
     print(f"training: about {steps} steps of {ROWS} x {row} tokens, {passes:.1f} passes over the files, {how}")
@@ -122,7 +123,7 @@ def prepare(state: State, earlier: Path | None) -> None:
         "model_select": base,
         "dataset_name": state.name,
         "run_name": state.name,
-        "max_steps": 2 * steps,  # which become fewer at the first evaluation
+        "max_steps": 2 * steps,  # reduced at the first evaluation
         "num_epochs_train": 1_000_000,
         "max_seq_length": row,
         "fim_rate": fim_rate,
@@ -143,7 +144,7 @@ def prepare(state: State, earlier: Path | None) -> None:
 
 
 def choose_base(state: State, machine: Any) -> str:
-    """The model to start from; says why."""
+    """Return the model to start from, and print why it was chosen."""
     from adaptation.budget import choose_bases
     from common.model_files import find_pretrained
 
@@ -154,19 +155,19 @@ def choose_base(state: State, machine: Any) -> str:
         except InputError as error:
             reasons.append(str(error))
             continue
-        print(f"base model: {name}, the best that this machine can train in the time; " + "; ".join(reasons))
+        print(f"base model: {name}, the best that this machine can train in this time; " + "; ".join(reasons))
         return name
     raise AssertionError("tiny is always there")
 
 
 def convert_sources(state: State, base: str, row: int, earlier: Path | None) -> None:
-    """Make two datasets: of the repository, which is described, and of some files of Python's own library."""
+    """Make two datasets: one of the repository, which is described, and one of files of Python's own library."""
     from dataset.convert import ConvertConfig, convert
     from dataset.sources import source_root
 
     library = [source_root("stdlib") / f"{name}.py" for name in GENERAL.split()]
     shared = {"tokenizer": base, "whole_files": True, "segment_len": row - 2, "seed": state.flags.seed}
-    kept = {"keep_split": earlier.name} if earlier else {}  # else the last model would know today's held-out files
+    kept = {"keep_split": earlier.name} if earlier else {}  # otherwise the last model would know today's held-out files
     convert(ConvertConfig(source=(state.folder,), dataset_name=state.name, drop_clones=True, **kept, **shared))
     general = tuple(str(file) for file in library if file.is_file())
     with contextlib.redirect_stdout(io.StringIO()):
@@ -195,17 +196,17 @@ def train_model(state: State) -> None:
         trainer.dev_evaluator = Pace(trainer, state)
         trained = trainer.train()
     if trainer.stop.signal:
-        print(f"stopped after step {trainer.progress.step}; the same command goes on", flush=True)
+        print(f"stopped after step {trainer.progress.step}; the same command continues", flush=True)
         sys.exit(130 if trainer.stop.signal == signal.SIGINT else 0)
     state.save(trained=trained, peak_memory=peak_memory(device))
 
 
 class Pace(SingleCLMEvaluator):
-    """The trainer's evaluator, which plans the rest of the training anew each time, so that it ends in time.
+    """The trainer's evaluator. After each evaluation it plans the rest of the training again, so that it ends in time.
 
     Args:
-        trainer: whose evaluator this is to be, and whose `total_steps` it changes.
-        state: told how far the training is.
+        trainer: this becomes its evaluator and changes its `total_steps`.
+        state: records the planned number of steps.
     """
 
     def __init__(self, trainer: "ModelTrainer", state: State):
@@ -224,12 +225,12 @@ class Pace(SingleCLMEvaluator):
         if scores is None:
             return None
         trainer, state, step = self._trainer, self._state, self._trainer.progress.step
-        if self._first is None:  # the step that this command went on after
+        if self._first is None:  # the step after which this command continued
             self._first = (step - 1) // trainer.config.evaluation_steps * trainer.config.evaluation_steps
         left = max(0.0, self._ends - state.spent)
         if step < trainer.total_steps:
             planned = step + int(left * (step - self._first) / (state.spent - self._began))
-            # Never more than before: the order of an epoch's rows ends where the run was planned to end.
+            # Never more than before, because the order of an epoch's rows ends where the run was planned to end.
             trainer.total_steps = min(trainer.total_steps, planned)
         state.save(total_steps=trainer.total_steps)
         tqdm.write(
@@ -243,7 +244,7 @@ class Pace(SingleCLMEvaluator):
 
 
 def report(state: State) -> None:
-    """Tell and keep what has changed, write the GGUF file, and say how to use the model."""
+    """Print and save what has changed, write the GGUF file, and print how to use the model."""
     from adaptation.comparison import chart, compare, tell
     from completion.gguf_export.errors import CannotConvert
     from completion.gguf_export.gguf_file import convert
@@ -285,7 +286,7 @@ def report(state: State) -> None:
 
 
 def write_card(path: Path, result: dict[str, Any], files: list[str], told: str) -> None:
-    """Add to the model's card what it was adapted to; once, whatever was stopped."""
+    """Add to the model's card what it was adapted to. Done again after a stop, this replaces the earlier text."""
     title, names = "## Adapted to a repository", "\n".join(f"- `{name}`" for name in files)
     card = path.read_text(encoding="utf-8").partition(title)[0].rstrip()
     where = f"`{Path(result['repository']).name}`, {result['commit'] or 'not in git'}"

@@ -1,1 +1,1 @@
-"""What adapt.py does: choose a model by the machine, remember what is done, measure before and after, compare."""
+"""The steps of adapt.py: choose a model for the machine, remember what is done, measure before and after, compare."""

@@ -1,4 +1,4 @@
-"""What a machine can train in a given time: which base model, with LoRA or whole, and in which batches."""
+"""What a machine can train in a given time: which base model, whether with LoRA, and in which batches."""
 
 import os
 import time
@@ -9,13 +9,13 @@ if TYPE_CHECKING:
     from model import GPTSingleHead
 
 ROWS, ROW_TOKENS = 8, 512  # of an optimizer step
-LEAST_TOKENS = 200_000  # that a model has to see: with fewer, a smaller model that sees more gains more
+LEAST_TOKENS = 200_000  # that a base model must see; with fewer, a smaller model, which sees more, gains more
 LARGEST_WHOLE = 300_000_000  # parameters; a larger model is trained with LoRA
 MEMORY_SHARE = 0.8  # of the free memory
 
 
 class Shape(NamedTuple):
-    """What of a model decides the memory and the time of its training."""
+    """The sizes of a model that decide how much memory and time its training takes."""
 
     name: str
     parameters: int
@@ -24,14 +24,14 @@ class Shape(NamedTuple):
     vocabulary: int
 
     def memory(self, rows: int, lora: bool, checkpointing: bool = True) -> float:
-        """Bytes at the peak of a step: weights, gradients and Adam's moments; activations and logits of the rows."""
+        """Bytes at the peak of a training step: weights, gradients, Adam's moments, activations and logits."""
         activations = self.width * (self.layers + 28 if checkpointing else 28 * self.layers)
-        # peft holds the embedding three times, to train some of its rows.
+        # peft keeps three copies of the embedding, because it trains some of its rows.
         weights = 4.5 * self.parameters + 12 * self.vocabulary * self.width if lora else 16 * self.parameters
         return weights + rows * ROW_TOKENS * 4 * (activations + 3 * self.vocabulary)
 
 
-# The base models to choose from, the best first; sizes of their configurations on the Hub.
+# The base models to choose from, the best first. The sizes are from their configurations on the Hub.
 BASES = (
     Shape("Qwen/Qwen2.5-Coder-1.5B", 1_543_714_304, 28, 1536, 151_936),
     Shape("Qwen/Qwen2.5-Coder-0.5B", 494_032_768, 24, 896, 151_936),
@@ -42,8 +42,8 @@ BASES = (
 class Machine(NamedTuple):
     device: str
     cores: int
-    memory: int  # free bytes: of the GPU where there is one
-    flops: float  # a second, of large matrix products
+    memory: int  # free bytes, of the GPU if there is one
+    flops: float  # floating-point operations per second in large matrix products
 
 
 def read_machine() -> Machine:
@@ -58,7 +58,7 @@ def read_machine() -> Machine:
     (matrix @ matrix)[0, 0].item()  # the first product takes longer
     began, products = time.perf_counter(), 0
     while time.perf_counter() - began < 0.2:
-        (matrix @ matrix)[0, 0].item()  # which waits for a GPU
+        (matrix @ matrix)[0, 0].item()  # reading the value waits for a GPU to finish
         products += 1
     return Machine(device.type, _cores(), free, 2 * n**3 * products / (time.perf_counter() - began))
 
@@ -68,7 +68,7 @@ def _cores() -> int:
 
 
 def _free_memory() -> int:
-    """Bytes that Linux has free, within the limit of a container; elsewhere 4 GiB are assumed."""
+    """Free bytes under Linux, at most what a container allows; on other systems 4 GiB are assumed."""
     file, limit, used = map(Path, ("/proc/meminfo", "/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"))
     lines = file.read_text().splitlines() if file.is_file() else []
     free = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), 4 * 2**30)
@@ -78,11 +78,11 @@ def _free_memory() -> int:
 
 
 def choose_bases(machine: Machine, seconds: float) -> tuple[list[str], list[str]]:
-    """The base models that this machine can train in so many seconds, the best first; and why not the others."""
+    """Return the base models that this machine can train in `seconds`, best first, and why others are left out."""
     chosen, reasons = [], []
     for base in BASES:
         lora = base.parameters > LARGEST_WHOLE
-        # A training step reaches about 60 % of the speed of large products. LoRA saves the gradients of the weights.
+        # A training step reaches about 60 % of the speed of large matrix products. LoRA computes no weight gradients.
         tokens = 0.6 * machine.flops * seconds / ((4.4 if lora else 6) * base.parameters)
         if (needed := base.memory(1, lora)) > MEMORY_SHARE * machine.memory:
             reasons.append(f"{base.name} needs {needed / 2**30:.1f} GiB")
@@ -99,7 +99,7 @@ def shape_of(model: "GPTSingleHead") -> Shape:
 
 
 def batch_flags(shape: Shape, machine: Machine, lora: bool) -> dict[str, int | bool]:
-    """train.py's flags for the largest part of a step that fits the memory, with checkpointing where no row does."""
+    """Return train.py's batch flags: the largest micro-batch that fits the memory, checkpointing only if needed."""
     sizes = [(rows, checkpointing) for checkpointing in (False, True) for rows in (8, 4, 2, 1)]
     fits = (size for size in sizes if shape.memory(size[0], lora, size[1]) <= MEMORY_SHARE * machine.memory)
     rows, checkpointing = next(fits, (1, True))

@@ -1,4 +1,4 @@
-"""Before and after an adaptation, at the same places: what is better, by how much, and whether that may be chance."""
+"""Compare a model before and after its adaptation at the same places, with intervals that show what may be chance."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from model import GPTSingleHead
 
 KINDS = ("rest of a line", "lines of a block")
-WAYS = ((True, False), (True, True))  # with suffix, as an editor asks; without and with context
+WAYS = ((True, False), (True, True))  # (use suffix, use context): an editor always sends the suffix
 ARMS = {
     "base": ("before", "prefix, suffix"),
     "base, with context": ("before", "prefix, suffix, context"),
@@ -27,12 +27,12 @@ PAIRS = (
     ("adapted, with context", "base"),
 )
 CONTEXT_TOKENS = 500
-FEW = 5  # files, whose bootstrap would say nothing
+FEW = 5  # a bootstrap over fewer files would say nothing
 Answers = list[dict[str, Any]]
 
 
 def load_model(path: str, row_tokens: int) -> "GPTSingleHead":
-    """A model on its device, for rows of so many tokens."""
+    """Load a model on its device, for rows of at most `row_tokens` tokens."""
     from common.devices import choose_device
     from model import GPTSingleHead, use_fast_kernels
 
@@ -43,14 +43,14 @@ def load_model(path: str, row_tokens: int) -> "GPTSingleHead":
 
 
 def measure_loss(model: "GPTSingleHead", file: Path, windows: int) -> dict[str, float]:
-    """As evaluate.py reports it, on so many windows of a jsonl file, always the same ones."""
+    """Measure a model as evaluate.py does, on `windows` windows of a jsonl file (always the same ones)."""
     from data import SrcCodeDataset
 
     return SingleCLMEvaluator(SrcCodeDataset(file, model), windows=windows)(model)
 
 
 def answer_places(path: str, spans: Sequence[Span], repository: str) -> Iterator[dict[str, Any]]:
-    """What a model fills in at each place, as an editor asks it: its text, whether it is exact, and how similar."""
+    """Yield what a model fills in at each place: its text, whether it is exact, and how similar it is."""
     from completion.engines.load_engine import load_engine
 
     engine = load_engine(path)
@@ -63,10 +63,10 @@ def answer_places(path: str, spans: Sequence[Span], repository: str) -> Iterator
 
 
 def compare(before: Answers, after: Answers) -> dict[str, Any]:
-    """Of each kind of place: the arms' shares of exact answers, and paired differences, in points of 100.
+    """Return, for each kind of place, the percentage of exact answers of each arm and the paired differences in points.
 
-    The 95 % intervals are of the bootstrap over files, since the places of one file resemble each other; over places
-    where there are fewer than FEW files.
+    The 95 % intervals come from a bootstrap over files, because places in one file resemble each other. With fewer
+    than FEW files it is a bootstrap over places.
     """
     answers = {"before": before[: len(after)], "after": after}
     result = {}
@@ -97,7 +97,7 @@ def _figure(values: Sequence[float], files: Sequence[str]) -> dict[str, float]:
 
 
 def tell(result: dict[str, Any]) -> str:
-    """The table, what other code costs now, and whether the model is better."""
+    """Return the table, the sentence about other code, and the verdict."""
     return "\n".join([table(result), forgetting(result), verdict(result)])
 
 
@@ -106,7 +106,7 @@ def _bits(result: dict[str, Any], of: str) -> dict[str, float]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """A line for each arm, then the differences."""
+    """Return the table: a line for each arm, then the differences."""
     kinds, bits = result["places"], _bits(result, "project")
 
     def line(name: str, of_bits: str, part: str, key: str, sign: str = "") -> str:
@@ -128,7 +128,7 @@ def _show(figure: dict[str, float], sign: str = "") -> str:
 
 
 def verdict(result: dict[str, Any]) -> str:
-    """One sentence: whether what a person will see is better than chance would explain."""
+    """Return one sentence: whether the completions that a person sees became better by more than chance."""
     line = next(iter(result["places"].values()))["differences"]["adapted, with context - base, with context"]
     bits = _bits(result, "project")
     fall = 1 - bits["after"] / bits["before"]
@@ -140,11 +140,11 @@ def verdict(result: dict[str, Any]) -> str:
             f"Worse, and not by chance: with context, the rest of a line is exact less often ({sizes}); keep the base."
         )
     told = f"though bits per byte fell by {fall:.0%}, " if fall > 0.02 else ""
-    return f"Not shown to be better: {told}exact lines changed {sizes}, which chance alone may explain."
+    return f"Not shown to be better: {told}exact lines changed {sizes}; chance alone can explain this."
 
 
 def forgetting(result: dict[str, Any]) -> str:
-    """What other code costs now."""
+    """Return a sentence about other code: what the model has forgotten."""
     bits = _bits(result, "library")
     told = (
         f"Elsewhere: bits per byte of Python's own library {bits['before']:.3f} before, {bits['after']:.3f} after "

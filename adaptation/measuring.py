@@ -1,4 +1,4 @@
-"""What is measured of a model before and after it is adapted."""
+"""The measurements of a model, before and after its adaptation."""
 
 import gc
 import json
@@ -14,11 +14,11 @@ from evaluation.places import Span, spans_of_dataset
 
 PLACES = "adapt_places.json"  # in the run folder
 MOST_PLACES = 400  # of a kind
-PLACES_SHARE = 0.1  # of the time, for the places of the base
+PLACES_SHARE = 0.1  # fraction of the whole time for the base model's places
 
 
 class Place(TypedDict):
-    """A row of PLACES: a Span."""
+    """One entry of the file PLACES: the fields of a Span."""
 
     kind: str
     path: str
@@ -29,7 +29,7 @@ class Place(TypedDict):
 
 
 def measure(state: State, stage: str, path: str) -> None:
-    """Losses, places and problems of a model; what an earlier command has measured is not measured again."""
+    """Measure a model's losses, places and problems. Skip what an earlier, stopped command has already measured."""
     from tqdm import tqdm
 
     done = state.values.setdefault(stage, {"seconds": 0.0, "places": []})
@@ -65,13 +65,13 @@ def measure(state: State, stage: str, path: str) -> None:
 
 
 def choose_places(state: State) -> list[Span]:
-    """The places in the held-out files, chosen once: a file may change before a stopped command goes on."""
+    """Return the places in the held-out files. They are chosen once and saved, because a file may change meanwhile."""
     file = state.run_folder / PLACES
     if not file.is_file():
         spans = spans_of_dataset(state.name, MOST_PLACES, state.flags.seed, KINDS)
         with atomic_write(file) as opened:
             json.dump([asdict(span) for span in spans], opened)
-    rows = read_json(file, list[Place], "remove the run folder, and the adaptation starts anew")
+    rows = read_json(file, list[Place], "remove the run folder to start the adaptation again")
     return [Span(**{name: row[name] for name in Place.__annotations__}) for row in rows]
 
 

@@ -1,4 +1,4 @@
-"""The flags of adapt.py, and how far an adaptation is, kept in its run folder."""
+"""The flags of adapt.py, and the state of an adaptation, which is saved in its run folder."""
 
 import json
 import time
@@ -12,28 +12,33 @@ from common.json_files import read_json
 from training.run_folder import is_run
 
 STATE = "adapt.json"  # in the run folder
-MEASURE_SHARE, LOSS_SHARE = 0.16, 0.03  # of the time: for measuring the base, as again the adapted model; for one loss
+# Fractions of the whole time: to measure one of the two models, and to measure one loss.
+MEASURE_SHARE, LOSS_SHARE = 0.16, 0.03
 
 
 @dataclass
 class AdaptFlags(Flags):
     folder: str = flag(".", "the repository: any folder of .py and .java files", positional=True)
     minutes: float = flag(30.0, "how long the whole command may take", above=0, at_most=100_000)
-    model_select: str = flag("", "the model to start from, as train.py's; else what suits this machine and the time")
-    run_name: str = flag("", "folder below model/; else <folder>_adapted, then _adapted_2 ...", type=folder_name)
-    lora_r: int = flag(-1, "rank of LoRA's matrices; 0: none; -1: for large models", at_least=-1, at_most=4096)
-    lr: float | None = flag(None, "peak learning rate; else 2e-4, with LoRA 1e-3", type=float, above=0)
+    model_select: str = flag(
+        "", "the model to start from, as for train.py; default: what suits this machine and the time"
+    )
+    run_name: str = flag("", "folder below model/; default: <folder>_adapted, then _adapted_2 ...", type=folder_name)
+    lora_r: int = flag(
+        -1, "rank of LoRA's matrices; 0: no LoRA; -1: LoRA for large models only", at_least=-1, at_most=4096
+    )
+    lr: float | None = flag(None, "peak learning rate; default: 2e-4, with LoRA 1e-3", type=float, above=0)
     humaneval: str | None = flag(
-        None, "also measure how single lines of these problems are filled in; RUNS what the model writes", type=str
+        None, "also measure how well single lines of these problems are filled in; RUNS what the model writes", type=str
     )
     output: str | None = flag(
-        None, "write the results as JSON to this file, and a chart beside it", type=output_file(".json")
+        None, "write the results as JSON to this file, and a chart next to it", type=output_file(".json")
     )
-    seed: int = flag(122, "of the choice of held-out files and of the training", at_least=0, below=2**31)
+    seed: int = flag(122, "random seed, for the choice of held-out files and for the training", at_least=0, below=2**31)
 
 
 class Stage(TypedDict):
-    """What has been measured of a model; the losses, when they are, and the results of problems join it."""
+    """The measurements of a model so far; the losses and the results of problems are added when they are done."""
 
     seconds: float
     places: list[dict[str, Any]]
@@ -57,7 +62,7 @@ class Saved(_Saved, total=False):
 
 
 class State:
-    """What is done already, in the run folder, so that a command that was stopped goes on."""
+    """What has been done so far. It is saved in the run folder, so that a stopped command can continue."""
 
     def __init__(self, run_folder: Path, flags: AdaptFlags):
         self.flags, self.run_folder, self.name = flags, run_folder, run_folder.name
@@ -84,19 +89,19 @@ class State:
 
     @property
     def spent(self) -> float:
-        """Seconds that this adaptation has taken, with those of commands that were stopped."""
+        """Seconds that this adaptation has taken, including commands that were stopped."""
         return time.monotonic() - self._began
 
 
 def read_state(run_folder: Path) -> dict[str, Any]:
-    return read_json(run_folder / STATE, Saved, "remove the folder, and the adaptation starts anew")
+    return read_json(run_folder / STATE, Saved, "remove the folder to start the adaptation again")
 
 
 def find_run(flags: AdaptFlags) -> tuple[Path, Path | None]:
-    """The run folder to begin or to go on in, and that of the last adaptation of this repository that is complete.
+    """Return the run folder to start or continue in, and that of the last complete adaptation of this repository.
 
     Raises:
-        InputError: an adaptation was stopped that had other flags.
+        InputError: an adaptation with other flags was stopped and is not complete.
     """
     folder, earlier, number = Path(flags.folder).resolve(), None, 1
     name = flags.run_name or f"{folder.name}_adapted"
@@ -114,7 +119,7 @@ def find_run(flags: AdaptFlags) -> tuple[Path, Path | None]:
             kept = vars(flags) | {"folder": str(folder), "output": values["flags"].get("output")}
             for key in (key for key in kept if kept[key] != values["flags"].get(key)):
                 raise InputError(
-                    f"{run_folder}: was stopped, and began with --{key} {values['flags'].get(key)}; go on with the "
+                    f"{run_folder}: was stopped, and began with --{key} {values['flags'].get(key)}; continue with the "
                     "same flags, or remove the folder"
                 )
             return run_folder, earlier

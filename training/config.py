@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from common.command import Flags, InputError, flag, folder_name
 from training.recipes import RECIPES
 
-# Each is a function of the step in schedule.lr_factor.
+# schedule.lr_factor computes each of them.
 SCHEDULERS = ("constantlr", "warmuplinear", "warmupconstant", "warmupcosine", "warmupcosinewithhardrestarts")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
@@ -53,23 +53,23 @@ class TrainConfig(Flags):
     )
     context_rate: float = flag(
         0.0,
-        "share of the rows that begin with code of other training files that resembles them, which is no target; they "
-        "learn to use repository context; at most 0.9",
+        "fraction of training rows that begin with similar code from other training files (repository context); the "
+        "loss does not count that code; at most 0.9",
         at_least=0,
         at_most=0.9,
     )
 
     lora_r: int = flag(
-        0, "rank of LoRA's matrices, as in 16: trains them instead of the whole model; 0: no LoRA", at_least=0,
+        0, "rank of LoRA's matrices, for example 16; trains them instead of the whole model; 0: no LoRA", at_least=0,
         at_most=4096,
     )  # fmt: skip
-    lora_alpha: float = flag(32.0, "LoRA's matrices count alpha / r times", above=0)
-    lora_dropout: float = flag(0.0, "share of LoRA's inputs that is dropped in training", at_least=0, below=1)
+    lora_alpha: float = flag(32.0, "LoRA's update is scaled by alpha / r", above=0)
+    lora_dropout: float = flag(0.0, "dropout probability of LoRA's inputs in training", at_least=0, below=1)
     gradient_checkpointing: bool = flag(
-        False, "keep only each layer's input and compute the rest again: less memory, about a quarter slower"
+        False, "keep only each layer's input and compute the rest again: less memory, slower"
     )
 
-    lr: float | None = flag(None, "peak learning rate; else 2e-5, with --lora_r 2e-4", type=float, above=0)
+    lr: float | None = flag(None, "peak learning rate; default: 2e-5, with --lora_r 2e-4", type=float, above=0)
     scheduler: str = flag("warmuplinear", "learning rate schedule", choices=SCHEDULERS)
     warmup_ratio: float = flag(0.2, "fraction of all steps during which the learning rate rises", at_least=0, at_most=1)
     weight_decay: float = flag(0.01, "AdamW's weight decay, of matrices only, not of biases and norms", at_least=0)
@@ -133,7 +133,9 @@ class TrainConfig(Flags):
         if self.restore_training and self.overwrite:
             raise InputError("--restore_training keeps the earlier run and --overwrite deletes it; give one of them")
         if self.from_scratch and self.lora_r:
-            raise InputError("--lora_r adapts a trained model, which --from_scratch does not start from; give one")
+            raise InputError(
+                "--lora_r adapts a trained model, but --from_scratch starts from random weights; give one of them"
+            )
         if self.lr is None:  # LoRA learns best at ten times the rate (thinkingmachines.ai/blog/lora)
             self.lr = 2e-4 if self.lora_r else 2e-5
         if (self.max_problems or self.allow_weak_sandbox) and not self.problems:

@@ -1,4 +1,4 @@
-"""Rows with repository context: chunks of other training files before the text, as completion shows them."""
+"""Training rows with repository context: chunks of other training files before the text, in the form of completion."""
 
 import json
 from functools import lru_cache
@@ -18,9 +18,9 @@ from dataset.format import read_meta
 if TYPE_CHECKING:
     from model import GPTSingleHead
 
-SHARE = 2  # chunks take at most one part in so many of a row
-TOKENS_OF_A_LINE = 20  # at most, in nearly all lines: a chunk of LONGEST lines may have no room in a short row
-CONTEXT = 2  # beside the seed and the epoch, so that the draws are not those of training/fim.py
+SHARE = 2  # chunks take at most a row's length divided by this
+TOKENS_OF_A_LINE = 20  # nearly all lines have at most this many; used to make chunks that fit into a short row
+CONTEXT = 2  # added to seed and epoch, so that the random numbers differ from those of training/fim.py
 
 
 class _File(NamedTuple):
@@ -31,10 +31,10 @@ class _File(NamedTuple):
 class RowContext:
     """Finds chunks for the rows of a training set that convert.py made.
 
-    The training files are put together again from their windows, so that the sources need not be there.
+    The training files are rebuilt from their windows, so the sources are not needed.
 
     Raises:
-        InputError: there is no meta.json beside the rows.
+        InputError: there is no meta.json next to the rows.
     """
 
     def __init__(self, dataset: SrcCodeDataset, model: "GPTSingleHead", rate: float, seed: int):
@@ -59,9 +59,9 @@ class RowContext:
         self._count = lru_cache(100_000)(self._count)
 
     def ids_for(self, row: int, epoch: int) -> list[int]:
-        """The context of a row in an epoch, which depends on seed, epoch and row alone; empty in most rows.
+        """Return the context of a row in an epoch. It depends only on seed, epoch and row, and is empty in most rows.
 
-        It is searched for with the first half of the row's text, since the model completes what follows.
+        The search uses the first half of the row's text, because the model completes the text after it.
         """
         if np.random.default_rng([self._seed, CONTEXT, epoch, row]).random() >= self._rate:
             return []
@@ -88,7 +88,7 @@ class RowContext:
 
 
 def _files_of_rows(dataset: SrcCodeDataset) -> list[_File]:
-    """The file that each row is a window of.
+    """Return, for each row, the file that it is a window of.
 
     Raises:
         InputError: a row does not name it.

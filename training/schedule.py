@@ -1,4 +1,4 @@
-"""Pure functions of the step: the learning rate, the windows that a step sees, and its random numbers."""
+"""Pure functions of the step: its learning rate, its windows, and its random numbers."""
 
 import math
 
@@ -7,10 +7,10 @@ from torch import Tensor
 
 
 def lr_factor(scheduler: str, step: int, warmup_steps: int, total_steps: int) -> float:
-    """Share of the peak learning rate at optimizer step `step`, counted from 0.
+    """Return the fraction of the peak learning rate at optimizer step `step`, counted from 0.
 
-    The reference takes these five from transformers.optimization, whose hard restarts have one cycle by default,
-    which makes them the cosine.
+    The reference takes these five schedules from transformers.optimization. There, hard restarts have one cycle by
+    default, which is the same as the cosine schedule.
     """
     if scheduler == "constantlr":
         return 1.0
@@ -25,9 +25,9 @@ def lr_factor(scheduler: str, step: int, warmup_steps: int, total_steps: int) ->
 
 
 def epoch_order(rows: int, epoch: int, seed: int, shape: tuple[int, ...]) -> Tensor:
-    """Row numbers [steps, *shape] of one epoch: each row once, -1 where the last step has none left.
+    """Return row numbers [steps, *shape] of one epoch: each row once, and -1 where the last step has no rows left.
 
-    A step's rows depend on the product of `shape` alone, not on how it is divided into micro-batches and processes.
+    A step's rows depend only on the product of `shape`, not on its division into micro-batches and processes.
     """
     generator = torch.Generator().manual_seed((seed + 1_000_003 * epoch) % 2**63)
     per_step = math.prod(shape)
@@ -37,8 +37,8 @@ def epoch_order(rows: int, epoch: int, seed: int, shape: tuple[int, ...]) -> Ten
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
-    """Seed torch's generators for one step, so that dropout after a restart is that of a run without one.
+    """Seed torch's generators for one step, so that a restarted run draws the same dropout.
 
-    No generator's state needs to be saved: it is a function of the step.
+    The state of the generators is a function of the step, so it does not need to be saved.
     """
     torch.manual_seed(((seed * 1_000_003 + step) * 1_009 + rank) % 2**63)

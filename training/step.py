@@ -1,4 +1,4 @@
-"""One optimizer step: the loss of its micro-batches, the gradient, clipping and AdamW, compiled and distributed."""
+"""One optimizer step: loss of the micro-batches, gradient, clipping and AdamW; optionally compiled and distributed."""
 
 import logging
 from contextlib import AbstractContextManager, nullcontext
@@ -43,7 +43,7 @@ class TrainStep:
         self._set_sums(Progress())
 
     def prepare(self, batches: TokenBatches, progress: Progress) -> None:
-        """Go on from `progress`; distribute the loss and, if asked, compile it, tried on rows of `batches`."""
+        """Continue from `progress`. Distribute the loss and, if asked, compile it, tried on rows of `batches`."""
         self._set_sums(progress)
         loss = SummedLoss(self.model)
         self._summed_loss = distributed(loss)
@@ -55,8 +55,8 @@ class TrainStep:
     def __call__(self, batches: TokenBatches, rows: Tensor, lr: float) -> Tensor:
         """One step over the rows [micro-batches, processes, B] of `batches`; returns the gradient's norm, a scalar.
 
-        The loss is the mean over all targets of the step, however they fall into micro-batches and processes. A step
-        whose gradient is not finite changes no weights.
+        The loss is the mean over all targets of the step, no matter how they are divided into micro-batches and
+        processes. A step whose gradient is not finite changes no weights.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -67,8 +67,8 @@ class TrainStep:
             with self._gradients_shared(i == len(rows) - 1):
                 with autocast(rows.device, self.dtype):
                     nats = self._summed_loss(ids, labels)
-                # DistributedDataParallel takes the mean over processes, but the sum is wanted. A loss that is not
-                # finite makes every gradient so, and thereby in all processes.
+                # DistributedDataParallel averages over processes, but we need the sum. A loss that is not finite
+                # makes every gradient not finite, and so in all processes.
                 self.scaler.scale(nats * (world_size() / targets + 0 * nats.detach())).backward()
             step_nats += nats.detach()
         self.scaler.unscale_(self.optimizer)
@@ -83,15 +83,15 @@ class TrainStep:
         return norm
 
     def _update_weights(self) -> Tensor:
-        """Clip the gradient and step; returns the gradient's norm.
+        """Clip the gradient and update the weights. Return the gradient's norm.
 
-        Fused AdamW divides by `grad_scale` as it reads the gradient, so that clipping takes no pass of its own, and
-        leaves weights and moments as they are where `found_inf` is 1.
+        Fused AdamW divides the gradient by `grad_scale` while it reads it, so clipping needs no pass of its own. If
+        `found_inf` is 1, it leaves weights and moments unchanged.
         """
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
         self.optimizer.grad_scale = (norm / self.config.max_grad_norm).clamp(min=1)
-        if not self.scaler.is_enabled():  # which notes by itself what is not finite
+        if not self.scaler.is_enabled():  # the scaler detects values that are not finite by itself
             self.optimizer.found_inf = (~norm.isfinite()).float()
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -99,11 +99,11 @@ class TrainStep:
         return norm
 
     def _gradients_shared(self, is_last: bool) -> AbstractContextManager:
-        """Gradients cross the network once an optimizer step, with its last micro-batch."""
+        """Exchange gradients between processes only with the last micro-batch of an optimizer step."""
         return nullcontext() if is_last or world_size() == 1 else self._summed_loss.no_sync()
 
     def _set_sums(self, progress: Progress) -> None:
-        """Sums over steps stay on the device, where adding to them waits for nothing; each process has its share."""
+        """Set the sums over steps. They stay on the device, so that adding to them waits for nothing."""
         device = self.model.device
         self._epoch_sums, self._recent_sums = (
             (torch.tensor(sums, dtype=torch.float64) * is_main()).to(device)
@@ -131,8 +131,8 @@ class TrainStep:
         self._recent_sums.zero_()
 
     def _compile_mode(self) -> str:
-        # The kernels of a small batch are done sooner than they can be launched one by one, so CUDA graphs launch them
-        # together. Their outputs, gradients among them, hold until the next pass alone.
+        # The kernels of a small batch finish sooner than they can be launched one by one, so CUDA graphs launch them
+        # together. Their outputs, including gradients, are valid only until the next pass.
         config = self.config
         is_small = config.per_gpu_train_batch_size * config.max_seq_length <= 8192
         as_graph = self.model.device.type == "cuda" and is_small and config.accumulation_steps == world_size() == 1
@@ -140,7 +140,7 @@ class TrainStep:
         return "reduce-overhead" if as_graph else "default"
 
     def _works(self, batches: TokenBatches) -> bool:
-        """Whether the compiled loss can be computed in all processes; tries one batch, which changes nothing.
+        """Whether the compiled loss can be computed in all processes. Tries one batch and changes nothing.
 
         It is tried through DistributedDataParallel: where torch.compile sees that, it cuts the graph so that gradients
         cross the network during the backward pass.

@@ -1,4 +1,4 @@
-"""Where a run's numbers go: TensorBoard always, Weights & Biases if asked."""
+"""The log of a run's numbers: always TensorBoard, and Weights & Biases if asked."""
 
 import logging
 import os
@@ -18,18 +18,18 @@ WANDB_TIMEOUT_S = 30
 
 
 class Metrics:
-    """Scalars of a run, under their names, by optimizer step.
+    """Logs the scalars of a run by name and optimizer step.
 
     Args:
         run_folder: gets `tensorboard/` and, with W&B, `wandb/`.
-        first_step: events of an earlier process at this step or later are void: its run was cut off after its
-            last saved state.
+        first_step: events of an earlier process at this step or later are discarded, because its run was stopped
+            after its last saved state.
         wandb_project: None for no W&B. Without a key W&B runs offline; it never asks for a login.
-        wandb_id: the W&B run to go on with.
+        wandb_id: the W&B run to continue.
         config: recorded with the W&B run.
         enabled: False in processes that write nothing.
 
-    Its methods raise InputError where the disk is full.
+    Its methods raise InputError if the disk is full.
     """
 
     def __init__(
@@ -62,8 +62,8 @@ class Metrics:
         if self._wandb:
             try:
                 self._wandb.log(values, step=step)
-            except Exception as error:  # whatever W&B raises, the run is worth more than its tracking
-                logger.warning("W&B: %s; tracking ends here, TensorBoard and the run go on", error)
+            except Exception as error:  # the run matters more than its tracking, whatever W&B raises
+                logger.warning("W&B: %s; tracking ends here; TensorBoard and the run continue", error)
                 self._wandb = None
 
     def flush(self) -> None:
@@ -80,7 +80,7 @@ class Metrics:
 
 
 def _say_all_but_os_errors(thread_error: threading.ExceptHookArgs) -> None:
-    """TensorBoard's writer thread ends with such an error, and raises it again in the next call of `Metrics`."""
+    """Print a thread's error, except OSErrors: TensorBoard raises those again in the next call of `Metrics`."""
     if not isinstance(thread_error.exc_value, OSError):
         threading.__excepthook__(thread_error)
 
@@ -116,12 +116,12 @@ def _start_wandb(run_folder: Path, project: str, run_id: str | None, config: dic
 
 
 def _within(seconds: float, work: Callable[[], None]) -> None:
-    """Do something, but do not wait for it longer than that."""
+    """Run `work`, but wait for it at most `seconds`."""
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     thread.join(seconds)
     if thread.is_alive():
-        logger.warning("W&B: the upload takes more than %d s; `wandb sync` goes on with it later", seconds)
+        logger.warning("W&B: the upload takes more than %d s; `wandb sync` can finish it later", seconds)
 
 
 def _has_key() -> bool:
