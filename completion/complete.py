@@ -37,13 +37,13 @@ def complete(
     """Complete a prompt. The candidates come best first (see `rank`).
 
     Args:
-        suffix: what follows the cursor; a model that knows marker words for it fills in what stands between, another
-            completes the prompt alone. Neither repeats what the suffix says.
-        context: chunks of the project that the model reads first, as far as the prompt leaves room for them.
-        path: of the file that is completed, below the project's folder, for models that are told it.
-        on_text: called with each further piece of the first candidate's text, in whole characters, once it surely
-            belongs to the completion.
-        cancelled: asked after each token; once it is true, what there is becomes the result.
+        suffix: the code after the cursor. A model that knows FIM marker words infills between prompt and suffix; any
+            other model completes the prompt alone. In both cases the completion does not repeat the suffix.
+        context: chunks of the project that the model reads first, as many as fit beside the prompt.
+        path: the completed file's path below the project's folder, for models whose prompt contains it.
+        on_text: called with each new piece of the first candidate's text (whole characters) as soon as it is certain
+            to be part of the completion.
+        cancelled: called after each token; when it returns true, the text so far becomes the result.
         settings: the fields of `CompletionSettings`.
     Raises:
         InputError: a setting outside its range.
@@ -69,13 +69,13 @@ def complete_all(
     rule_of: Callable[[str], StopRule] | None = None,
     **settings,
 ) -> Iterator[tuple[int, list[Completion]]]:
-    """Complete many prompts, several at once: yields each one's place and its candidates as soon as they are done.
+    """Complete many prompts, several at once. Yields each prompt's index and its candidates as soon as they are done.
 
-    Arguments and errors are those of `complete`; `on_text` hears of the first prompt.
+    Arguments and errors are those of `complete`; `on_text` is called for the first prompt only.
 
     Args:
-        suffixes, contexts, paths: of each prompt, as `complete`'s; none for none.
-        seeds: of each prompt, from `seed_of`; none: made of the setting `seed` and the prompt's place.
+        suffixes, contexts, paths: one for each prompt, as in `complete`; empty if there are none.
+        seeds: one for each prompt, from `seed_of`; if empty, made from the setting `seed` and the prompt's index.
         rule_of: makes a stop rule for a prompt, instead of the setting `stop`.
     """
     options = CompletionSettings(**settings)
@@ -129,9 +129,10 @@ def complete_all(
 
 
 def seed_of(*parts: object) -> int:
-    """A seed that follows from these parts alone.
+    """Return a seed that depends only on these parts.
 
-    Neighbours lie far apart, since llama.cpp gives the candidates of one prompt its seed and the numbers after it.
+    Seeds of similar parts are far apart, because llama.cpp uses a prompt's seed and the numbers after it for its
+    candidates.
     """
     return random.Random(" ".join(map(str, parts))).getrandbits(31)
 
@@ -145,7 +146,7 @@ def read_place(
     language: str,
     max_new_tokens: int,
 ) -> Prompt:
-    """What the model reads at a place: as many chunks as have room, and the prefix, with the suffix where it can."""
+    """Return what the model reads at a place: chunks that fit, the prefix, and the suffix if it can infill."""
     vocabulary, length = engine.vocabulary, engine.context_length
     if suffix and vocabulary.fim_words:
         prompt = read_infill(vocabulary, vocabulary.fim_words, prefix, suffix, language, length, max_new_tokens)
@@ -156,22 +157,22 @@ def read_place(
 
 
 def rank(completions: list[Completion]) -> list[Completion]:
-    """What goes round in circles last, what does not parse before it, then by mean log-probability; empty ones after
-    all. Of equal texts the likeliest stays."""
+    """Sort candidates, best first: those that parse, then those that do not, then those that repeat themselves, then
+    empty ones; each group by mean log-probability. Of equal texts only the most likely one is kept."""
     ranked = sorted(
         completions, key=lambda c: (not c.text, c.stop_reason == "loop", c.parses is False, -c.mean_log_prob)
     )
-    likeliest: dict[str, Completion] = {}
+    unique: dict[str, Completion] = {}
     for completion in ranked:
-        likeliest.setdefault(completion.text, completion)
-    return list(likeliest.values())
+        unique.setdefault(completion.text, completion)
+    return list(unique.values())
 
 
 class _Candidate:
     """One completion in the making."""
 
     def __init__(self, vocabulary: Vocabulary, options: CompletionSettings, rule: StopRule, prompt: Prompt):
-        self.text = ""  # what surely belongs to the completion
+        self.text = ""  # the part that is certain to belong to the completion
         self.stop_reason = ""
         self._vocabulary, self._options, self._rule, self._prompt = vocabulary, options, rule, prompt
         self._given = len(prompt.end.text)  # bytes that repeat the end of the prompt
@@ -206,11 +207,11 @@ class _Candidate:
             self.stop_reason = "length"
 
     def finish(self, prompt: str, suffix: str, language: str, reason: str) -> Completion:
-        if self.stop_reason in ("", "eos", "length"):  # what the rule has held back is not going to become an end
+        if self.stop_reason in ("", "eos", "length"):  # no more text comes, so what the rule has held back is kept
             safe, _ = self._rule(self._decoded + "\n")
             self.text = self._decoded[: max(safe, len(self.text))]
         kept = sum(start < len(self.text) for start in self._starts)
-        # The file's end right behind it is a token of its own; and a text that ended at once has its first one's score.
+        # The end-of-text token counts if the text ends with it. An empty text has the score of its first token.
         ends = self.stop_reason == "eos" and kept == len(self._tokens)
         scored = self._log_probs[: max(1, kept + ends)]
         known = [log_prob for log_prob in scored if log_prob is not None] or [-inf]

@@ -4,7 +4,7 @@ from common.fim_words import FimWords
 from completion.prompt import Prompt, split_end
 from completion.tokens import Vocabulary
 
-SUFFIX_SHARE = 4  # the suffix gets a quarter of the context, and more where the prefix is short
+SUFFIX_SHARE = 4  # the suffix gets a quarter of the context, or more if the prefix is short
 
 
 def read_infill(
@@ -41,11 +41,11 @@ def read_infill(
     if len(before) > room - len(after):
         kept = prefix.encode()[: len(prefix.encode()) - again].decode()
         before = _encode_within(vocabulary, kept, room - len(after), keep_end=True)
-    opening, behind, middle = ([marker] for marker in markers)
+    prefix_word, suffix_word, middle_word = ([marker] for marker in markers)
     if vocabulary.fim_rate:  # a model trained here
-        ids = [*start, *opening, *behind, *after, *middle, *before]
+        ids = [*start, *prefix_word, *suffix_word, *after, *middle_word, *before]
     else:
-        ids = [*start, *opening, *before, *behind, *after, *middle]
+        ids = [*start, *prefix_word, *before, *suffix_word, *after, *middle_word]
     return Prompt(ids, end, whole - len(before))
 
 

@@ -1,4 +1,4 @@
-"""How well a model fills in what was taken out of files, with and without the suffix, with and without context."""
+"""How well a model fills in text taken out of files, with and without suffix, with and without context."""
 
 import difflib
 import statistics
@@ -29,9 +29,9 @@ class Answer:
     """What a model filled in at a place.
 
     Attributes:
-        similarity: `difflib`'s (Ratcliff and Obershelp), as in CodeXGLUE's edit similarity: 1 for equal texts.
-        bits: that the right text costs the model; None where this was not measured.
-        shown: where the chunks come from that the model saw, as bank.py:1.
+        similarity: `difflib`'s ratio (Ratcliff and Obershelp), from 0 to 1 for equal texts.
+        bits: the bits that the correct text costs the model; None if not measured.
+        shown: where the chunks that the model saw come from, for example bank.py:1.
     """
 
     text: str
@@ -45,7 +45,7 @@ class Answer:
 @dataclass(frozen=True)
 class Place:
     span: Span
-    answers: dict[str, Answer]  # by way, as `way_name` calls it
+    answers: dict[str, Answer]  # keys are from `way_name`
 
 
 def way_name(suffix: bool, context: bool) -> str:
@@ -53,11 +53,11 @@ def way_name(suffix: bool, context: bool) -> str:
 
 
 class Contexts:
-    """Gives the chunks that the model is shown at a place: never of the file itself, nor of a copy of it.
+    """Chooses the chunks that the model sees at a place. They never come from the file itself or a copy of it.
 
     Args:
-        folder: the repository; None: the source that the place's file belongs to.
-        max_tokens: of all chunks together; 0 for no context.
+        folder: the repository; None for the source folder of the place's file.
+        max_tokens: the most tokens of all chunks together; 0 for no context.
     """
 
     def __init__(self, engine: Engine, folder: str | None, max_tokens: int):
@@ -97,12 +97,12 @@ def fill_in(
     bits: Callable[[Prompt, str], float] | None = None,
     ways: Sequence[tuple[bool, bool]] = WAYS,
 ) -> Iterator[Place]:
-    """Have each span filled in greedily: in one line, or the block.
+    """Fill in each span greedily, up to the end of the line or of the block.
 
     Args:
-        find_context: of a span and the suffix that is shown, the chunks; None: no way with context.
-        bits: of a prompt and a text, the bits that the text costs.
-        ways: with suffix or not, with context or not.
+        find_context: returns the chunks for a span and the shown suffix; None to skip the ways with context.
+        bits: returns the bits that a text costs after a prompt.
+        ways: pairs (with suffix, with context).
     """
     ways = [way for way in ways if find_context or not way[1]]
     for span in spans:
@@ -132,9 +132,9 @@ def _answer(engine: Engine, span: Span, suffix: str, chunks: Sequence[Chunk], bi
 
 
 def summarise(places: Sequence[Place]) -> dict[str, Any]:
-    """Of each kind: how many places, each way's figures, and the paired differences between ways, with intervals.
+    """Return, for each kind: the number of places, the results of each way, and paired differences, with intervals.
 
-    An interval is the 95 % bootstrap over files, since the places of one file resemble each other.
+    The intervals are 95 % bootstrap intervals over files, because places in one file resemble each other.
     """
     return {
         kind: _summarise_kind([place for place in places if place.span.kind == kind])
@@ -160,7 +160,7 @@ def _summarise_kind(places: Sequence[Place]) -> dict[str, Any]:
             "exact_match": mean([float(a.exact) - b.exact for a, b in pairs]),
             "edit_similarity": mean([a.similarity - b.similarity for a, b in pairs]),
         }
-        if measured:  # relative: of the bits without
+        if measured:  # relative to the bits of the old way
             saved = mean([a.bits - b.bits for a, b in pairs])
             average = bits(old) / len(places)
             result["bits_per_byte"] = {
@@ -188,7 +188,7 @@ def _summarise_kind(places: Sequence[Place]) -> dict[str, Any]:
 
 
 def as_json(places: Sequence[Place]) -> list[dict[str, Any]]:
-    """Every place with what was wanted there and each way's answer."""
+    """Return every place with the correct text and the answer of each way."""
     return [asdict(place) for place in places]
 
 
@@ -218,7 +218,7 @@ def _percent(figure: dict[str, Any], sign: str = "") -> str:
 
 
 def until_stopped(places: Iterator[Place], total: int) -> list[Place]:
-    """All places, with a progress bar on a terminal; after Ctrl-C those that are done."""
+    """Return all places, with a progress bar on a terminal; after Ctrl-C those that are done."""
     from tqdm import tqdm
 
     done: list[Place] = []

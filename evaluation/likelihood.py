@@ -1,4 +1,4 @@
-"""How likely a model finds the text that really stood at a place."""
+"""How likely a model finds the text that really occurs at a place."""
 
 import math
 from collections.abc import Callable
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def load_scorer(folder: Path, engine: Engine) -> Callable[[Prompt, str], float]:
-    """A function that gives the bits which a text costs after a prompt; it runs in PyTorch, in 16 bits where fast."""
+    """Return a function (prompt, text) -> bits. It runs in PyTorch, in 16 bits if the hardware is fast at that."""
     from common.devices import choose_device, choose_dtype
     from model import GPTSingleHead
 
@@ -26,10 +26,10 @@ def load_scorer(folder: Path, engine: Engine) -> Callable[[Prompt, str], float]:
 
 
 def bits_of(model: "GPTSingleHead", prompt: Prompt, text: str) -> float:
-    """The bits that a text costs after a prompt.
+    """Return the bits that a text costs after a prompt.
 
-    As when the model completes, the end of the prompt is spelled again: while it is, only the tokens that spell it can
-    be chosen, and the others have no share of the probability.
+    As in completion, the end of the prompt is generated again. During that, only tokens that spell it are allowed, and
+    all other tokens get probability 0.
     """
     import torch
 
@@ -41,7 +41,7 @@ def bits_of(model: "GPTSingleHead", prompt: Prompt, text: str) -> float:
     chosen: tuple[int, ...] = ()
     for place, token in enumerate(ids):
         allowed = end.allowed(chosen) if end.rest(chosen) else []
-        if token not in allowed:  # also where the tokenizer cuts the whole text in a way of its own
+        if token not in allowed:  # also if the tokenizer splits the whole text in another way
             break
         others = torch.ones_like(logits[place], dtype=torch.bool).index_fill(0, whole.new_tensor(allowed), False)
         logits[place].masked_fill_(others, -math.inf)

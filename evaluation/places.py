@@ -1,4 +1,4 @@
-"""Places in files that a model has not been trained on: what stood there is taken out and has to be filled in."""
+"""Places in files that a model was not trained on. The text at a place is taken out, and the model fills it in."""
 
 import ast
 import gzip
@@ -20,19 +20,19 @@ from dataset.splits import split_sources
 
 KINDS = ("rest of a line", "lines of a block", "any characters", "next line")
 OF_ONE_LINE = ("rest of a line", "next line")
-LINES_BEFORE, LINES_AFTER = 32, 8  # of the cursor: about what an editor sends, and any model has room for
-LONGEST = 400  # characters of a span; a longer one is nobody's next edit
-# Where the published jsonl files keep what stood at the place: RepoEval, CrossCodeEval, HumanEval-Infilling.
+LINES_BEFORE, LINES_AFTER = 32, 8  # around the cursor: about what an editor sends, and what any model has room for
+LONGEST = 400  # characters of a span; nobody writes more in one edit
+# The keys of the correct text in the jsonl files of RepoEval, CrossCodeEval and HumanEval-Infilling.
 ANSWER_KEYS = ("groundtruth", "ground_truth", "canonical_solution")
 
 
 @dataclass(frozen=True)
 class Span:
-    """A piece taken out of a file, and the lines around it: the text there is prefix + middle + suffix.
+    """A piece of a file and the lines around it: the text there is prefix + middle + suffix.
 
     Attributes:
-        source, path: of the file: the folder as the user named it, and its path below it.
-        context: chunks that belong to the place, where its file of places has some.
+        source, path: the folder as the user named it, and the file's path below it.
+        context: the chunks that a file of places gives for this place.
     """
 
     kind: str
@@ -49,9 +49,9 @@ class Span:
 
 
 def choose_spans(files: Sequence[SourceFile], each: int, seed: int = 0, kinds: Sequence[str] = KINDS) -> list[Span]:
-    """Spans of these kinds, as many of each, from random files; the same ones for the same files and seed.
+    """Choose `each` spans of every kind from random files; the same files and seed give the same spans.
 
-    The kinds take turns. Only files in Python have lines of a block.
+    The kinds alternate. Only Python files give lines of a block.
 
     Raises:
         InputError: there is no file, or no such place in any.
@@ -107,7 +107,7 @@ def _place(kind: str, text: str, rng: random.Random) -> tuple[int, int] | None:
 
 
 def _statements(text: str) -> Iterator[list[tuple[int, int]]]:
-    """First and last line, counted from 1, of the statements of each function's body, the docstring left out."""
+    """Yield, for each function body, the first and last line (from 1) of its statements, without the docstring."""
     try:
         tree = ast.parse(text)
     except (SyntaxError, ValueError, RecursionError):
@@ -121,7 +121,7 @@ def _statements(text: str) -> Iterator[list[tuple[int, int]]]:
 
 
 def spans_of_dataset(dataset_name: str, each: int, seed: int, kinds: Sequence[str] = KINDS) -> list[Span]:
-    """As `choose_spans`, of a converted dataset's held-out files; raises what `split_sources` does too."""
+    """Choose spans from a converted dataset's held-out files. Raises the errors of `split_sources` too."""
     folder = dataset_file(dataset_name, "dev").parent
     meta = read_meta(folder)
     files, _ = split_sources(meta, folder, load_tokenizer(meta["flags"]["tokenizer"]))
@@ -129,7 +129,7 @@ def spans_of_dataset(dataset_name: str, each: int, seed: int, kinds: Sequence[st
 
 
 def read_places(path: Path, most: int) -> list[Span]:
-    """The first places of a jsonl file of RepoEval, CrossCodeEval or HumanEval-Infilling, perhaps compressed.
+    """Read the first places of a jsonl file (or .gz) of RepoEval, CrossCodeEval or HumanEval-Infilling.
 
     Raises:
         InputError: it cannot be read, or a line of it is not such a place.
@@ -142,7 +142,7 @@ def read_places(path: Path, most: int) -> list[Span]:
                     break
                 try:
                     spans.append(_read_place(json.loads(line)))
-                except (ValueError, KeyError, TypeError, AttributeError) as error:
+                except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                     raise InputError(
                         f"{path}:{number}: not a place of RepoEval, CrossCodeEval or HumanEval-Infilling ({error!r})"
                     ) from None

@@ -13,15 +13,15 @@ import numpy as np
 from completion.repository.chunks import LONGEST, NAME, Chunk, cut_chunks, words_of
 from dataset.sources import find_sources, read_text
 
-QUERY_BEFORE, QUERY_AFTER = 24, 4  # lines around the cursor whose words are searched for
-NEARER = 0.9  # how much a line's words count beside those of the next line towards the cursor
+QUERY_BEFORE, QUERY_AFTER = 24, 4  # lines before and after the cursor whose words are searched for
+NEARER = 0.9  # weight of a line's words, relative to the line that is one closer to the cursor
 HALF_WORD = re.compile(r"\w*\Z")
-GOOD_ENOUGH = 0.2  # the least score of a chunk that is shown
-KEPT = 1.5  # times its score counts for a chunk that was shown last, so that the choice stays while one types
+GOOD_ENOUGH = 0.2  # lowest score of a chunk that is shown
+KEPT = 1.5  # factor for the score of a chunk that was shown last, so that the choice stays the same while one types
 MOST = 6  # chunks
-CONSIDERED = 16  # chunks that are tried for one that has room
+CONSIDERED = 16  # most chunks that are tried until one fits
 SATURATION, LENGTH_SHARE = 1.5, 0.75  # BM25's usual k1 and b
-LAST_LINES = 200  # characters of the prefix's last lines, by which it is known again when more was typed
+LAST_LINES = 200  # characters of the last prefix, by which it is recognized after more was typed
 CHECKED_AFTER = 5  # seconds after which files are looked at again
 
 
@@ -45,11 +45,11 @@ class _Index(NamedTuple):
 class Repository:
     """The source files below a folder, as dataset/convert.py finds them: neither ignored by git nor installed.
 
-    Files are looked at again, beside the caller's work, when some seconds have passed, and read again if they changed.
+    Every few seconds a background thread checks the files and reads those that have changed.
     It may be used by several threads.
 
     Args:
-        folder: None: no files; then there are only the chunks that are given to `chunks_for`.
+        folder: None for no files; then only the chunks passed to `chunks_for` are searched.
     Raises:
         InputError: no such folder, or no source file in it.
     """
@@ -66,7 +66,7 @@ class Repository:
 
     @classmethod
     def of_texts(cls, texts: Mapping[str, str], longest: int = LONGEST) -> "Repository":
-        """Of files in memory: path -> text, in chunks of at most so many lines."""
+        """Make a repository of files in memory (path -> text), in chunks of at most `longest` lines."""
         repository = cls(None)
         for path, text in texts.items():
             chunks = cut_chunks(path, text, longest)
@@ -76,17 +76,17 @@ class Repository:
         return repository
 
     def path_of(self, file: str | Path) -> str:
-        """A file's path below the folder, with forward slashes; empty if it lies elsewhere."""
+        """A file's path below the folder, with forward slashes; empty if it is outside the folder."""
         file, folder = Path(file).resolve(), self.folder.resolve()
         return file.relative_to(folder).as_posix() if file.is_relative_to(folder) else ""
 
     def copies_of(self, file: Path) -> set[str]:
-        """The paths of all files with the text of this one, and its own."""
+        """Return the paths of this file and of all files with the same text."""
         digest = _digest(read_text(file)[0])
         return {self.path_of(file)}.union(path for path, other in self._files.items() if other.digest == digest)
 
     def refresh(self) -> None:
-        """Read what is new or has changed."""
+        """Read files that are new or have changed."""
         with self._lock:
             before = self._files
             self._files = {}
@@ -108,25 +108,25 @@ class Repository:
         max_tokens: int,
         count_tokens: Callable[[Chunk], int],
     ) -> list[Chunk]:
-        """The chunks that are most like the code around the cursor, by path and line; none where none is good enough.
+        """Return the chunks most similar to the code around the cursor, sorted by path and line; none if none is good.
 
-        The order, and the preference for what was shown last, keep the prompt's beginning the same while one types, so
-        that an engine need not read it again.
+        The order, and the preference for chunks shown last, keep the beginning of the prompt the same while one types,
+        so that an engine can reuse its KV cache.
 
         Args:
             prefix, suffix: the code that the model sees before and after the cursor.
-            path: of the file that is completed, below the folder; its other parts may be shown. None: not known.
-            extra: further chunks to choose from, as an editor sends them.
+            path: the completed file's path below the folder; its other parts may be shown. None: unknown.
+            extra: further chunks to choose from, such as those an editor sends.
             exclude: paths of files that must not be shown.
-            max_tokens: that all chunks may take together, each as `count_tokens` counts it.
+            max_tokens: the most that all chunks together may take, as `count_tokens` counts them.
         """
         if self.folder and time.monotonic() - self._checked > CHECKED_AFTER:
             self._checked = time.monotonic()
             threading.Thread(target=self.refresh, daemon=True).start()
         last_path, begun, shown = self._last
-        goes_on = path == last_path and begun and begun in prefix
+        continues = path == last_path and begun and begun in prefix
         limits = {"max_tokens": max_tokens, "count_tokens": count_tokens}
-        chosen = self.search(prefix, suffix, path, extra, exclude, shown if goes_on else (), **limits)
+        chosen = self.search(prefix, suffix, path, extra, exclude, shown if continues else (), **limits)
         # An editor sends the last lines before the cursor only, so the prefix loses lines at its beginning.
         self._last = path, prefix[: prefix.rfind("\n") + 1][-LAST_LINES:], chosen
         return chosen
@@ -143,10 +143,10 @@ class Repository:
         max_tokens: int,
         count_tokens: Callable[[Chunk], int],
     ) -> list[Chunk]:
-        """As `chunks_for`, by these arguments alone: no chunk is preferred for having been shown last.
+        """Like `chunks_for`, but the result depends only on the arguments, not on what was shown last.
 
         Args:
-            preferred: chunks whose score counts `KEPT` times.
+            preferred: chunks whose score is multiplied by KEPT.
         """
         index = self._index
         chunks = [*index.chunks, *extra]
@@ -212,7 +212,7 @@ class Repository:
         )
 
     def _scores(self, index: _Index, query: Mapping[str, float], extra: Sequence[Chunk]) -> np.ndarray:
-        """[chunks + extra] float32: BM25 of each chunk, as a share of the weight of all words that are searched for.
+        """Return BM25 scores [chunks + extra] float32, as fractions of the weight of all words searched for.
 
         A word counts once in a chunk. A library for BM25, bm25s, took 9 times as long to build the index of 5,000 files
         and 1 GB, and has no score for a text that is not in its index.
