@@ -45,11 +45,11 @@ class GPTSingleHead(nn.Module):
         model_name_or_path: a name of model_files.MODEL_MAP, a local folder or a Hub id.
         max_seq_length: tokens per sequence; clipped, with a warning, to what the model's configuration allows.
         do_lower_case: lower the case of every text before it is tokenized.
-        special_words_to_add: as `add_special_words` takes it.
-        fim_rate: the share of rows that the model has learned to fill in the middle with; 0: as its folder says.
+        special_words_to_add: see `add_special_words`.
+        fim_rate: the fraction of training rows that were cut for fill-in-the-middle; 0: the value in its folder.
         from_scratch: keep configuration and vocabulary, but start from random weights.
     Raises:
-        InputError: nothing to load under that name, or files that transformers cannot read.
+        InputError: there is no model under that name, or transformers cannot read its files.
     """
 
     def __init__(
@@ -63,15 +63,15 @@ class GPTSingleHead(nn.Module):
     ):
         super().__init__()
         transformers.utils.logging.disable_progress_bar()
-        transformers.utils.logging.set_verbosity_error()  # it reports the harmless too; what matters is said below
+        transformers.utils.logging.set_verbosity_error()  # it also reports harmless things; errors are raised below
         folder = find_pretrained(str(model_name_or_path), weights=not from_scratch)
         read_config(folder)
         if (folder / "tokenizer.json").is_file():
-            read_tokenizer(folder)  # what transformers would fail on without a word
+            read_tokenizer(folder)  # checks it, because transformers would fail without explanation
         try:
             if from_scratch:
                 self.gpt = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=torch.float32)
-            else:  # float32 whatever the file holds: the optimizer's steps would round away in 16 bits
+            else:  # always float32: in 16 bits, rounding would lose the optimizer's small steps
                 self.gpt, found = AutoModelForCausalLM.from_pretrained(
                     folder, dtype=torch.float32, output_loading_info=True
                 )
@@ -79,7 +79,7 @@ class GPTSingleHead(nn.Module):
             self.tokenizer = AutoTokenizer.from_pretrained(folder)
         except InputError:
             raise
-        except Exception as error:  # a file that someone edited fails somewhere in the libraries, in any way
+        except Exception as error:  # an edited file can fail anywhere in the libraries
             raise InputError(f"{folder}: cannot be loaded as a causal language model ({first_line(error)})") from None
         self._check_vocabulary(folder)
         self._know_control_words()
@@ -114,11 +114,11 @@ class GPTSingleHead(nn.Module):
         return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
 
     def control_id(self, language: str) -> int | None:
-        """The token id of a language's control word, or None where this model has none."""
+        """The token id of a language's control word, or None if this model has none."""
         return self.tokenizer.backend_tokenizer.token_to_id(f"<{language.lower()}>")
 
     def start_ids(self, language: str) -> list[int]:
-        """What stands before a text: what the model's own tokenizer puts there, and the control word if it has one."""
+        """The ids before every text: those that the model's own tokenizer adds, and the control word if it has one."""
         text = self.tokenizer("x", add_special_tokens=False)["input_ids"]
         whole = self.tokenizer("x")["input_ids"]
         before = next((n for n in range(len(whole)) if whole[n : n + len(text)] == text), 0)
@@ -127,20 +127,20 @@ class GPTSingleHead(nn.Module):
 
     @property
     def pad_id(self) -> int:
-        """The id that fills a batch: any would do, since padding counts nowhere."""
+        """The id used for padding. Any id would do, because padding is never counted."""
         known = (self.tokenizer.pad_token_id, self.eos_token_id)
         return next((token for token in known if token is not None), 0)
 
     @property
     def vocabulary_size(self) -> int:
-        """Rows of the embedding: token ids are below it. Some may have no word in the tokenizer."""
+        """Number of rows of the embedding; all token ids are smaller. Some rows may have no word in the tokenizer."""
         return self.gpt.get_input_embeddings().weight.shape[0]
 
     def add_special_words(self, special_words_to_add: dict[str, str | list[str]]) -> None:
         """Add words such as {"pad_token": "<pad>", "additional_special_tokens": ["<python>"]} and rows to embed them.
 
-        Words that the tokenizer knows already add nothing. The rows of new ones are the mean of the others, which
-        says nothing about them yet: random ones could make them likely or change what follows.
+        Words that the tokenizer already knows are skipped. The rows of new words start as the mean of all others:
+        random rows could make a new word likely, or change the text after it.
         """
         words = dict(special_words_to_add)
         if "additional_special_tokens" in words:  # transformers 5 knows them as extra_special_tokens
@@ -170,7 +170,7 @@ class GPTSingleHead(nn.Module):
             )
 
     def _know_control_words(self) -> None:
-        """Tell the tokenizer which of its words are control words: the files of 2020 call them words like others."""
+        """Mark control words as such in the tokenizer: the 2020 files store them as ordinary words."""
         plain = {token.content for token in self.tokenizer.added_tokens_decoder.values() if not token.special}
         words = [word for word in SPECIAL_WORDS["additional_special_tokens"] if word in plain]
         if words:
@@ -199,21 +199,21 @@ class GPTSingleHead(nn.Module):
     def logits(self, ids: Tensor) -> Tensor:
         """Next-token logits [B, T, vocabulary] of ids [B, T].
 
-        No attention mask: padding stands on the right, where a causal model's earlier positions cannot see it.
+        No attention mask is needed: padding is on the right, where earlier positions of a causal model cannot see it.
         """
         return self.gpt(input_ids=ids, use_cache=False).logits
 
     def hidden_states(self, ids: Tensor) -> Tensor:
-        """What the last layer makes logits of: [B, T, hidden size] of ids [B, T]."""
+        """The input of the last layer, which computes the logits: [B, T, hidden size] for ids [B, T]."""
         return self.gpt.base_model(input_ids=ids, use_cache=False).last_hidden_state
 
     @property
     def has_plain_head(self) -> bool:
-        """Whether the logits are a matrix product and nothing else, as in GPT-2; other architectures may scale them."""
+        """Whether the logits are only a matrix product, as in GPT-2. Other architectures may scale them."""
         return isinstance(self.gpt, GPT2LMHeadModel) and isinstance(self.gpt.lm_head, nn.Linear)
 
     def scores(self, ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Of each target: the nats that it costs [B, T - 1] float32, and whether it is the likeliest token, bool."""
+        """For each target: its loss in nats [B, T - 1] float32, and whether it is the most likely token, bool."""
         if self.has_plain_head:
             hidden, targets = flat_pairs(self.hidden_states(ids), labels)
             nats, hits = next_token_scores(hidden, self.gpt.lm_head.weight, targets)
@@ -229,7 +229,7 @@ class GPTSingleHead(nn.Module):
         """Floating-point operations of a forward and a backward pass for one token of a full window.
 
         6 for each weight of a matrix product and 12 x layers x width x length for attention, as in PaLM
-        (arXiv:2204.02311, appendix B). An embedding counts where it is the matrix of the logits too.
+        (arXiv:2204.02311, appendix B). An embedding counts only if it is also the matrix of the logits.
         """
         config, head = self.gpt.config, self.gpt.get_output_embeddings().weight
         tables = {id(module.weight) for module in self.gpt.modules() if isinstance(module, nn.Embedding)} - {id(head)}
@@ -247,7 +247,7 @@ class GPTSingleHead(nn.Module):
 
     @staticmethod
     def load(input_path: str | Path) -> "GPTSingleHead":
-        """Load a run folder (its best model), its `0_GPTSingleHead`, or whatever else the constructor takes.
+        """Load a run folder (its best model), its `0_GPTSingleHead`, or anything else that the constructor accepts.
 
         Raises:
             InputError: as the constructor.
@@ -258,7 +258,7 @@ class GPTSingleHead(nn.Module):
             str(folder), **{name: config[name] for name in SavedSettings.__annotations__ if name in config}
         )
 
-    # ---- promised by the lab report's interface; nothing in this repository calls it
+    # ---- part of the lab report's interface; nothing in this repository calls these
 
     def get_embedding_dimension(self) -> int:
         return self.gpt.config.hidden_size

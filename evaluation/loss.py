@@ -26,9 +26,9 @@ class SingleCLMEvaluator:
         batch_size: sequences per forward pass; on a GPU as many more as fit, and fewer where memory is short. The
             results do not depend on it.
         precision: as `common.devices.choose_dtype` takes it.
-        windows: measure on that many rows alone, always the same ones; 0 for all.
-        pass_rate: (model, which of its problems, whether to give up) -> how many of them the model solves, and how
-            many they are; as evaluation.pass_rate.PassRate.
+        windows: measure on this many rows only, always the same ones; 0 for all.
+        pass_rate: called with (model, slice of the problems, whether to give up); returns how many of these problems
+            the model solves, and their number. See evaluation.pass_rate.PassRate.
     """
 
     def __init__(
@@ -52,20 +52,20 @@ class SingleCLMEvaluator:
     def __call__(
         self, model: "GPTSingleHead", interrupted: Callable[[], bool] = lambda: False
     ) -> dict[str, float] | None:
-        """Measure `model`; leaves it in the mode (train or eval) that it was in.
+        """Measure `model`, and leave it in its mode (train or eval).
 
         Args:
-            interrupted: asked before each batch whether to give up.
+            interrupted: called before each batch; when it returns true, the measurement is given up.
         Returns:
             None if any process gave up, else
             loss: mean nats per target token; every token counts once, padding never.
             perplexity: exp(loss).
-            perplexity_padded: what the 2020 reference reported, whose mean runs over the padding too, which its
-                model, trained on padding, predicts at no loss. For comparison with the lab report only.
+            perplexity_padded: the 2020 reference's perplexity, averaged over the padding too, which costs no loss
+                there. For comparison with the lab report only.
             bits_per_byte: bits per byte of source text, comparable between vocabularies; <eos> is left out.
-            accuracy: share of targets that are the model's first choice.
+            accuracy: fraction of targets that are the model's first choice.
             tokens: number of targets.
-            pass_at_1: share of the problems that it solves, where there is a `pass_rate`.
+            pass_at_1: fraction of the problems that the model solves, if there is a `pass_rate`.
         """
         import torch
 
@@ -78,7 +78,7 @@ class SingleCLMEvaluator:
         batches = TokenBatches(self.dataset, model.pad_id, device)
         rows = torch.randperm(len(batches), generator=torch.Generator().manual_seed(0))
         rows = rows[: self.windows or None].to(device)
-        # Longest first: a batch is as wide as its first row, so that next to no padding is computed.
+        # Longest first: a batch is as wide as its first row, so almost no padding is computed.
         lengths, order = torch.sort(batches.lengths[rows], descending=True, stable=True)
         longest = int(lengths[0])
         positions = len(rows) * (longest - 1)  # with every window padded to the longest
@@ -101,7 +101,7 @@ class SingleCLMEvaluator:
         gave_up = torch.zeros(1, dtype=torch.float64, device=device)
         was_training, start = model.training, 0
         model.eval()
-        with torch.inference_mode(), autocast(device, dtype):  # which keeps the weights that it has cast to the end
+        with torch.inference_mode(), autocast(device, dtype):  # autocast keeps its casted weights until the end
             while start < len(rows):
                 if interrupted():
                     gave_up += 1
@@ -138,7 +138,7 @@ def _results(
 
 
 def fitting_windows(model: "GPTSingleHead", length: int) -> int:
-    """Windows whose forward pass takes a quarter of the GPU's free memory, at most 256; 0 on a CPU."""
+    """How many windows a forward pass can take in a quarter of the GPU's free memory, at most 256; 0 on a CPU."""
     import torch
 
     if model.device.type != "cuda":
@@ -151,14 +151,14 @@ def fitting_windows(model: "GPTSingleHead", length: int) -> int:
 
 @functools.lru_cache(maxsize=1)
 def token_bytes(tokenizer: "PreTrainedTokenizerFast", vocabulary_size: int) -> "torch.Tensor":
-    """Bytes of text that each token id stands for, inside a text; [vocabulary] int64, 0 for control words."""
+    """Bytes of text for each token id, [vocabulary] int64; 0 for control words."""
     import torch
 
     special_ids, tokenizer = tokenizer.all_special_ids, tokenizer.backend_tokenizer
     words = {token: word for word, token in tokenizer.get_vocab().items()}
     if "ByteLevel" in str(tokenizer.decoder):  # there, one character of a token is one byte
         sizes = {token: len(word) for token, word in words.items()}
-    else:  # others may drop a space where a text begins, so each token is read after another one
+    else:  # others may drop a space at the beginning of a text, so each token is decoded after another one
         first = tokenizer.encode("x", add_special_tokens=False).ids
         texts = tokenizer.decode_batch([[*first, token] for token in words], skip_special_tokens=False)
         before = len(tokenizer.decode(first, skip_special_tokens=False).encode())

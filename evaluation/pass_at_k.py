@@ -35,11 +35,11 @@ class ProblemSettings:
     """How problems are completed.
 
     Attributes:
-        n_samples: completions of each problem: one, greedily, or several at `temperature`.
-        stop: block: as interact.py stops; words: at STOP_WORDS.
-        infill: empty; or line: each line of a solution is taken out in turn, and filled in between the others.
-        no_infill: do so without regard to the lines after it.
-        precision: of the engine; recorded, since it may change what is written.
+        n_samples: completions of each problem: one greedy completion, or several at `temperature`.
+        stop: "block": stop like interact.py; "words": stop at STOP_WORDS.
+        infill: empty, or "line": each line of a solution is taken out in turn and filled in between the others.
+        no_infill: with "line", hide the lines after it from the model.
+        precision: of the engine; recorded because it may change the completions.
     """
 
     n_samples: int = 1
@@ -69,13 +69,13 @@ def measure_problems(
     again: bool = False,
     allow_weak_sandbox: bool = False,
 ) -> tuple[dict[str, Any], dict[str, Verdict]]:
-    """Complete the problems of a file, run the completions, and sum up: the result, and the problems refused.
+    """Complete the problems of a file and run the completions. Return the summary and the refused problems.
 
     Args:
-        load: gives the engine to complete with; called only if there is something to complete.
-        samples: the jsonl file of what was sampled already, which is added to; else one below .cache.
-        max_problems: the first so many problems of the file, or lines of their solutions; 0: all.
-        again: run what the file holds once more, without the model.
+        load: returns the engine; called only if there is something to complete.
+        samples: the jsonl file of earlier samples, to which new ones are added; default: a file below .cache.
+        max_problems: use only the first N problems of the file, or lines of their solutions; 0: all.
+        again: run the completions in the file once more, without the model.
     Raises:
         InputError: a fault of the problems, of the samples or of a k; no sandbox on this machine; or another process
             uses the samples.

@@ -1,4 +1,4 @@
-"""What a model is asked to write of a file's problems, and whether what it wrote works."""
+"""The tasks that a file of problems gives to a model, and the verdict on its completions."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -9,8 +9,8 @@ from common.command import InputError
 from dataset.problem_file import Problem
 from sandbox.sandbox import Sandbox, Verdict, in_parallel
 
-TIMES_CANONICAL = 20  # the time limit, in times of the processor time that the problem's own solution takes here
-CANONICAL_SECONDS = 20  # of processor time for that
+TIMES_CANONICAL = 20  # time limit, as a multiple of the CPU time that the problem's own solution takes here
+CANONICAL_SECONDS = 20  # CPU time limit for the problem's own solution
 
 
 @dataclass(frozen=True)
@@ -18,8 +18,8 @@ class Task:
     """A problem, or one line of its solution, to be completed.
 
     Attributes:
-        before, after: what of the solution is given, on both sides of the completion.
-        seconds: of processor time that a completion may take; 0 until `verified` has set it.
+        before, after: the parts of the solution that are given before and after the completion.
+        seconds: CPU time that a completion may take; 0 until `verified` has set it.
     """
 
     task_id: str
@@ -33,16 +33,16 @@ class Task:
         return self.problem.prompt + self.before
 
     def verdict(self, sandbox: Sandbox, completion: str) -> Verdict:
-        """What becomes of a completion when it is run against the problem's test."""
+        """Run a completion against the problem's test."""
         return sandbox.run(self.problem.program(self.before + completion + self.after), self.seconds)
 
 
 def tasks_of(problems: Iterable[Problem], single_lines: bool, limit: int) -> list[Task]:
-    """The tasks of the problems: the first `limit` of the file, counted before anything is checked; 0: all.
+    """Return the first `limit` tasks of the problems (0: all), counted before anything is checked.
 
     Args:
-        single_lines: each line of each solution is a task; blank ones and comments are none. This is single-line
-            infilling of Fried et al. 2023 (InCoder), section 4.1: all other lines are given.
+        single_lines: every line of every solution is a task, except blank lines and comments; all other lines are
+            given. This is single-line infilling as in Fried et al. 2023 (InCoder), section 4.1.
     """
     tasks = [Task(problem.task_id, problem) for problem in problems]
     if single_lines:
@@ -59,10 +59,10 @@ def _lines(task: Task) -> Iterator[Task]:
 
 
 def verified(sandbox: Sandbox, tasks: Sequence[Task]) -> tuple[list[Task], dict[str, Verdict]]:
-    """The tasks whose problem's own solution passes here, and the verdict on the solutions of the other problems.
+    """Return the tasks whose problem's own solution passes here, and the verdicts on the other problems' solutions.
 
     Raises:
-        InputError: there is none whose solution passes.
+        InputError: no problem's own solution passes.
     """
     problems = list({task.problem.task_id: task.problem for task in tasks}.values())
     programs = [problem.program(problem.canonical_solution) for problem in problems]

@@ -1,4 +1,4 @@
-"""Samples as they come: one JSON line for each completion that was judged, so that an interrupted run goes on."""
+"""A file of samples: one JSON line for each completion with its verdict, so that an interrupted run can continue."""
 
 import json
 import os
@@ -30,25 +30,24 @@ class Generated(Protocol):
     def finished(self) -> bool: ...
 
 
-# (the tasks to complete, the number of the sample that is wanted of each) -> (place in these lists, completion, name of
-# the engine), as they come
+# (tasks to complete, the sample number for each) -> yields (index in these lists, completion, name of the engine)
 Generate = Callable[[list[Task], list[int]], Iterable[tuple[int, Generated, str]]]
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A completion and what became of it.
+    """A completion and its verdict.
 
     Attributes:
-        run: of which settings it is one; a file holds samples of one run.
-        number: of its problem's samples, from 0; its random numbers follow from it, from the seed and the task_id.
+        run: identifies model, problems and settings; a file holds the samples of one run.
+        number: counts the samples of a problem, from 0. Seed, task_id and number decide the random numbers.
         mean_log_prob: mean log-probability of its tokens, in nats.
         finished: whether the completion ended by itself, not by a limit on its length.
         looped: whether it was ended because it repeated itself.
         verdict, detail, seconds: see `Verdict`.
-        engine: what wrote it, and how it stores the weights.
+        engine: the engine that wrote it, and how it stores the weights.
 
-    Samples of earlier versions lack engine and number; they count from 0 in the order of the file.
+    Samples of earlier versions have no engine and no number; they are numbered in the order of the file.
     """
 
     run: str
@@ -108,10 +107,10 @@ def repeats_itself(text: str) -> bool:
 
 
 def read_samples(path: Path, run: str) -> list[Sample]:
-    """The samples of an earlier process; a last line that it could not finish is cut off the file.
+    """Read the samples of an earlier process. An unfinished last line is cut off the file.
 
     Raises:
-        InputError: a line that is none, or samples of another run.
+        InputError: a line is not a sample, or it is a sample of another run.
     """
     if not path.exists():
         return []

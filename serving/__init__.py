@@ -1,1 +1,1 @@
-"""What serve.py puts between an editor and llama.cpp's server."""
+"""The server of serve.py, between an editor and llama.cpp's server."""

@@ -1,6 +1,6 @@
-"""What an editor asks at the cursor (llama.cpp's /infill), and the answer in llama.cpp's form.
+"""An editor's request at the cursor (llama.cpp's /infill), and the answer in llama.cpp's format.
 
-The text is made by the rules of interact.py: `complete_all` decides where it ends.
+`complete_all` decides where the text ends, as in interact.py.
 """
 
 import json
@@ -19,7 +19,7 @@ from completion.settings import Completion, CompletionSettings
 from completion.stop_rules.stop_rule import StopRule, make_stop_rule
 from serving.served_engine import REQUESTS_AT_ONCE, ServedEngine
 
-# Fields of a request that are settings of `complete`, by their names there.
+# Fields of a request, and the settings of `complete` that they set.
 SETTINGS = {
     "n_predict": "max_new_tokens",
     "n_cmpl": "num_return_sequences",
@@ -29,7 +29,7 @@ SETTINGS = {
     "repeat_penalty": "repetition_penalty",
     "seed": "seed",
 }
-# Characters of a text, and texts of other files, that are read; the model sees less, and reading more takes long.
+# At most this many characters of a text and texts of other files are used: the model sees less, and more is slow.
 MOST_CHARACTERS, MOST_EXTRA = 20_000, 32
 STOP_TYPES = {"eos": "eos", "length": "limit", "context": "limit", "interrupted": "limit"}
 
@@ -39,7 +39,7 @@ class ChunkText(TypedDict):
 
 
 class EditorChunk(ChunkText, total=False):
-    """A part of a file that was open in the editor."""
+    """A part of a file that is open in the editor."""
 
     filename: str
 
@@ -50,7 +50,7 @@ class Needed(TypedDict):
 
 
 class Fields(Needed, total=False):
-    """What a request may hold; all else in it is left alone."""
+    """The fields of a request; all others are ignored."""
 
     prompt: str
     input_extra: list[EditorChunk]
@@ -73,11 +73,11 @@ class InfillRequest:
 
     Attributes:
         prefix, suffix: the code before and after the cursor.
-        extra: pieces of other files: their name and text.
+        extra: names and texts of pieces of other files.
         settings: for `complete`.
         stop_words: the text ends before any of them.
-        milliseconds: after this time the text ends with its line; 0: no limit.
-        is_warm_up: the editor wants no text, only that the prompt has been read.
+        milliseconds: after this time the text ends with the current line; 0: no limit.
+        is_warm_up: the editor wants no text; the prompt should only be processed.
         fields: names of the parts of the answer that the client wants, such as `timings/prompt_n`; empty: all.
     """
 
@@ -93,11 +93,11 @@ class InfillRequest:
 
     @classmethod
     def read(cls, body: bytes) -> "InfillRequest":
-        """Raises InputError where it is no such request; says what is wrong."""
+        """Read a request. Raises InputError, with what is wrong, if it is not a valid one."""
         content = parse_json(body, Fields, "the request", "see docs/completion.md")
         settings = {ours: content[name] for name, ours in SETTINGS.items() if name in content}
         warm_up = settings.get("max_new_tokens") == 0
-        no_limit = {"max_new_tokens": -1, "seed": -1, "top_k": -1}  # as llama.cpp writes it
+        no_limit = {"max_new_tokens": -1, "seed": -1, "top_k": -1}  # llama.cpp's values for "no limit"
         settings = {name: value for name, value in settings.items() if value != no_limit.get(name)}
         request = cls(
             prefix=last_lines(_text(content["input_prefix"] + content.get("prompt", ""))),
@@ -131,7 +131,7 @@ class InfillRequest:
             raise InputError("n_cmpl: several answers cannot be streamed")
 
     def context(self, engine: ServedEngine, repository: Repository, max_tokens: int, language: str) -> list[Chunk]:
-        """What else of the project the model is shown: of the repository's files, and of what the editor sent."""
+        """Choose the chunks that the model sees, from the repository's files and from what the editor sent."""
         extra = [chunk for name, text in self.extra for chunk in cut_chunks(path_in(repository, name), text)]
         most = {"max_tokens": max_tokens, "max_new_tokens": CompletionSettings(**self.settings).max_new_tokens}
         if not max_tokens:
@@ -148,9 +148,9 @@ class InfillRequest:
         """The answer, as JSON.
 
         Args:
-            engine: of this request alone (`ServedEngine.for_client`).
-            context_tokens: most tokens of other files that the model is shown.
-            on_text: called with each further piece of the text, which the answer then leaves out.
+            engine: used only by this request (`ServedEngine.for_client`).
+            context_tokens: the most tokens of other files that the model sees.
+            on_text: called with each new piece of the text; the answer then leaves the text out.
         """
         language = guess_language(self.prefix + self.suffix)
 
@@ -206,7 +206,7 @@ def to_json(value: object) -> str:
 
 
 def with_limits(rule: StopRule, words: list[str], milliseconds: float) -> StopRule:
-    """`rule`, which also ends the text before one of `words` and, some time after its first token, with the line."""
+    """Extend `rule`: the text also ends before any of `words`, and after `milliseconds` with the current line."""
     until, shown = 0.0, 0
 
     def limited(text: str) -> tuple[int, bool]:
@@ -219,7 +219,7 @@ def with_limits(rule: StopRule, words: list[str], milliseconds: float) -> StopRu
             ends += [line_end] * (line_end >= 0)
         if ends:
             safe, done = min(safe, *ends), True
-        elif not done:  # what may become one of the words is not shown yet
+        elif not done:  # the beginning of a stop word is not shown yet
             begun = (n for word in words for n in range(1, len(word)) if text.endswith(word[:n]))
             safe = min(safe, len(text) - max(begun, default=0))
         shown = safe
@@ -229,7 +229,7 @@ def with_limits(rule: StopRule, words: list[str], milliseconds: float) -> StopRu
 
 
 def last_lines(text: str) -> str:
-    """Whole lines at the end of a text, as far as they are read."""
+    """Return whole lines from the end of a text, at most MOST_CHARACTERS."""
     if len(text) <= MOST_CHARACTERS:
         return text
     text = text[-MOST_CHARACTERS:]
@@ -237,20 +237,20 @@ def last_lines(text: str) -> str:
 
 
 def path_in(repository: Repository, file: str) -> str:
-    """A file's path below the repository's folder; its name alone if it lies elsewhere."""
+    """Return a file's path below the repository's folder, or only its name if it is outside."""
     file = " ".join(file.replace("\\", "/").split())
     folder = f"{repository.folder.resolve().as_posix()}/" if repository.folder else "/"
     return file.removeprefix(folder) if folder != "/" and file.startswith(folder) else file.rpartition("/")[2]
 
 
 def guess_language(text: str) -> str:
-    """Java or Python, which editors do not say. Right for 98 of 100 pieces of 40 lines of TheAlgorithms, of either."""
+    """Guess Java or Python, because editors do not say. Right for 98 of 100 pieces of 40 lines of TheAlgorithms."""
     lines = [line for line in map(str.rstrip, text.splitlines()) if line]
     return "java" if sum(line.endswith((";", "{", "}")) for line in lines) > len(lines) / 10 else "python"
 
 
 def _text(text: str) -> str:
-    return text.encode(errors="replace").decode()  # half of a character, where an editor has cut it in two
+    return text.encode(errors="replace").decode()  # an editor may cut a character in two
 
 
 def _select(answer: dict, fields: list[str]) -> dict:

@@ -21,7 +21,7 @@ ERROR_TYPES = {401: "authentication_error", 403: "permission_error"}
 
 
 class Relay(ThreadingTCPServer):
-    """Listens at once, and answers after `start`.
+    """Listens immediately, and answers after `start` was called.
 
     Args:
         host, port: to listen on.
@@ -44,19 +44,19 @@ class Relay(ThreadingTCPServer):
             raise InputError(f"{host}:{port}: {reason}; choose another --host or --port") from None
 
     def start(self, engine: ServedEngine, repository: Repository, context_tokens: int) -> None:
-        """Answer from now on; /infill shows the model at most so many tokens of the repository's files."""
+        """Start to answer. /infill shows the model at most `context_tokens` tokens of the repository's files."""
         self.engine, self.repository, self.context_tokens = engine, repository, context_tokens
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     def handle_error(self, request: object, client_address: object) -> None:
-        if not isinstance(sys.exc_info()[1], OSError):  # which a client that goes away leaves behind
+        if not isinstance(sys.exc_info()[1], OSError):  # a client that leaves causes an OSError
             super().handle_error(request, client_address)
 
     def has_name(self, host: str) -> bool:
-        """Whether the Host header names this machine: by an address, or by a name that no one else can point at it.
+        """Whether the Host header names this machine: by its address, or by a name that nobody else can point to it.
 
-        A web page can have its own name point at this machine (DNS rebinding), and its browser then takes this server
-        for the page's own; but the Host header still has the page's name.
+        A web page can point its own name to this machine (DNS rebinding). The browser then takes this server for the
+        page's own, but the Host header still contains the page's name.
         """
         name = re.fullmatch(r"\[?([^][/@\s]+?)]?(:[0-9]*)?", host.lower())
         if name and name[1] in ("localhost", self.host.lower(), socket.gethostname().lower()):
@@ -73,7 +73,9 @@ class _Refused(Exception):
 
 class _Handler(BaseHTTPRequestHandler):
     server: Relay
-    protocol_version = "HTTP/1.1"  # else curl's `Expect: 100-continue` is not answered, and curl waits for a second
+    protocol_version = (
+        "HTTP/1.1"  # otherwise curl's `Expect: 100-continue` is not answered, and curl waits for a second
+    )
     timeout = 60  # seconds without a byte from the client
 
     def answer(self) -> None:
@@ -108,7 +110,7 @@ class _Handler(BaseHTTPRequestHandler):
         return body
 
     def check_client(self) -> None:
-        """Refuses web pages that are not this server's own, and clients without the key."""
+        """Refuse requests from other web pages, and clients without the key."""
         origin, site = self.headers.get("Origin"), self.headers.get("Sec-Fetch-Site")
         host, key = self.headers.get("Host", ""), self.server.key.encode()
         own = origin in (None, f"http://{host}") and site in (None, "none", "same-origin")
