@@ -30,19 +30,19 @@ class SrcCodeDataset(Dataset):
 
     Attributes:
         tokens: [N, max_seq_length] of the smallest unsigned integer type that holds the vocabulary, padded on the
-            right; memory-mapped where there is a cache.
+            right; memory-mapped if there is a cache.
         lengths: [N] int32, tokens of each row before its padding.
         content: SHA-256 of the file's bytes.
         head_length: tokens before the text of each row.
 
     Args:
         file_path: the jsonl file.
-        model: gives the tokenizer, the control words and max_seq_length.
-        cache_path: folder for the packed matrix. It is used again only for the same file content, vocabulary and
-            length, and rebuilt otherwise; None packs in memory. Several processes may share it.
+        model: its tokenizer, control words and max_seq_length are used.
+        cache_path: folder for the packed matrix. It is reused only for the same file content, vocabulary and length,
+            and rebuilt otherwise. None packs in memory. Several processes may share it.
     Raises:
-        InputError: no such file, an empty one, a row that is not as dataset/README.md says (file:line), or a
-            dataset made with another tokenizer.
+        InputError: the file is missing or empty, a row does not have the format in dataset/README.md (names the
+            line), or the dataset was made with another tokenizer.
     """
 
     def __init__(self, file_path: str | Path, model: GPTSingleHead, cache_path: str | Path | None = None):
@@ -65,7 +65,7 @@ class SrcCodeDataset(Dataset):
             self.lengths = self._fill(self.tokens)
         elif not self._load(cache := Path(cache_path)):
             with lock(cache.with_name(f"{cache.name}.lock"), wait=True):
-                if not self._load(cache):  # as another process may have made it meanwhile
+                if not self._load(cache):  # another process may have made it meanwhile
                     self._make_cache(cache)
 
     def __len__(self) -> int:
@@ -107,7 +107,7 @@ class SrcCodeDataset(Dataset):
         }
 
     def _load(self, cache: Path) -> bool:
-        """Map the cached matrix if it was built from this very file. Hashes the file only if its date has changed."""
+        """Map the cached matrix if it was built from this file. Hash the file only if its date has changed."""
         stat = self.file_path.stat()
         try:
             meta = json.loads((cache / "meta.json").read_text(encoding="utf-8"))
@@ -116,7 +116,7 @@ class SrcCodeDataset(Dataset):
                 return False
             if meta["mtime_ns"] != stat.st_mtime_ns and key["content"] != self._hash_and_count()[0]:
                 return False
-            # mode "c" (private pages): torch.from_numpy wants memory that may be written to
+            # mode "c" (private pages), because torch.from_numpy needs writable memory
             self.tokens = np.load(cache / "tokens.npy", mmap_mode="c", allow_pickle=False)
             self.lengths = np.load(cache / "lengths.npy", allow_pickle=False)
             self.content = key["content"]
@@ -145,7 +145,7 @@ class SrcCodeDataset(Dataset):
     # ---- packing
 
     def _fill(self, matrix: np.ndarray) -> np.ndarray:
-        """Write the file's rows into matrix [N, L]; returns their lengths [N]."""
+        """Write the file's rows into matrix [N, L] and return their lengths [N]."""
         lengths = np.empty(len(matrix), np.int32)
         begin, end, head, done = len(self._begin), len(self._end), self.head_length, 0
         for rows in read_rows(self.file_path, self._vocabulary_size):
@@ -165,7 +165,7 @@ class SrcCodeDataset(Dataset):
         return lengths
 
     def _control_ids(self, rows: Rows) -> list[int]:
-        """Of each row the id of its language's control word; 0 if the model has no control words at all."""
+        """Return, for each row, the id of its language's control word; 0 if the model has no control words at all."""
         known = self._controls if any(self._controls.values()) else dict.fromkeys(self._controls, 0)
         for label in set(rows.labels):
             line = f"{self.file_path}:{rows.first_line + rows.labels.index(label)}"
@@ -177,9 +177,9 @@ class SrcCodeDataset(Dataset):
 
 
 def _make_matrix(file: Path, shape: tuple[int, int], vocabulary_size: int) -> np.ndarray:
-    """A memory-mapped matrix in a new file, with room set aside for all of it.
+    """Make a memory-mapped matrix in a new file, with disk space reserved for all of it.
 
-    The system would kill a program that writes to a mapped page for which the disk has no room.
+    Without that, the system kills a program that writes to a mapped page when the disk is full.
     """
     dtype = np.min_scalar_type(vocabulary_size - 1)
     matrix = np.lib.format.open_memmap(file, mode="w+", dtype=dtype, shape=shape)
@@ -192,11 +192,11 @@ def _make_matrix(file: Path, shape: tuple[int, int], vocabulary_size: int) -> np
 class TokenBatches:
     """A dataset's matrix on a device, from which batches are gathered by row number.
 
-    TheAlgorithms takes 71 MB, so it lies on the device as a whole: no loader process and no copy per step.
+    The whole dataset is on the device (71 MB for TheAlgorithms): no loader process and no copy for each step.
     """
 
     def __init__(self, dataset: SrcCodeDataset, pad_id: int, device: torch.device | str):
-        # Signed views of the same bits: torch indexes no unsigned type but uint8.
+        # Signed views of the same bits, because uint8 is the only unsigned type that torch can index.
         signed = dataset.tokens.view(dataset.tokens.dtype.str.replace("u", "i"))
         self._tokens = torch.from_numpy(signed).to(device)  # [N, L]
         self._mask = int(np.iinfo(dataset.tokens.dtype).max)
@@ -210,7 +210,7 @@ class TokenBatches:
         return len(self.lengths)
 
     def count_targets(self, rows: Tensor) -> Tensor:
-        """Targets in rows of any shape, on the device: every token but a row's first and its context; -1 has none."""
+        """Count the targets in rows of any shape, on the device: all tokens except a row's first and its context."""
         return torch.where(rows >= 0, (self.lengths - self._firsts)[rows], 0).sum()
 
     def gather(self, rows: Tensor) -> tuple[Tensor, Tensor]:

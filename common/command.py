@@ -17,36 +17,36 @@ T = TypeVar("T")
 
 
 class InputError(Exception):
-    """A mistake in what the user gave us. The message is one line: what, where, and what to do."""
+    """A mistake in the user's input. The message is one line: what is wrong, where, and what to do."""
 
 
 def first_line(error: BaseException) -> str:
-    """What a library's error says, in one line; its kind where it says nothing."""
+    """Return the first line of a library's error message, or its type if the message is empty."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def run_command(main: Callable[[], None]) -> NoReturn:
     """Run `main` as a program: a user's mistake or a full disk ends in one line on stderr and exit code 2."""
-    # torch's threads wait for each other by spinning, unless told otherwise before torch is loaded. Where another
-    # program uses a core too, that made training steps 3.3 times as slow.
+    # By default torch's threads wait for each other by spinning; this must be changed before torch is loaded. When
+    # another program used a core too, spinning made training steps 3.3 times as slow.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ["MPLBACKEND"] = "agg"  # charts are written to files; the one that the user has set may not exist
+    os.environ["MPLBACKEND"] = "agg"  # charts are written to files; the user's backend may not exist
     _prepare_streams()
     code: Any = 0
     try:
         try:
             main()
-        except SystemExit as end:  # of -h, for one
+        except SystemExit as end:  # for example from -h
             code = end.code
         sys.stdout.flush()
     except InputError as error:
         code = _fail(str(error))
     except OSError as error:
-        if error.strerror is None:  # not the operating system's own error, so a defect of ours: show where
+        if error.strerror is None:  # not an error of the operating system, so a defect of ours: show where
             raise
-        is_left = isinstance(error, BrokenPipeError)  # by the reader of our stdout, as in `... | head`
+        is_left = isinstance(error, BrokenPipeError)  # the reader of our stdout has left, as in `... | head`
         code = 1 if is_left else _fail(f"{error.filename or 'input/output'}: {error.strerror}")
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # where Python, as it ends, writes what stdout did not take
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python writes the rest of stdout there when it ends
     except MemoryError:
         code = _fail("out of memory")
     except KeyboardInterrupt:
@@ -56,22 +56,22 @@ def run_command(main: Callable[[], None]) -> NoReturn:
 
 
 def _prepare_streams() -> None:
-    """Make the three streams usable: they may be closed, or of an encoding that lacks characters.
+    """Make the three streams usable: they may be closed, or their encoding may lack characters.
 
-    Where the locale is not UTF-8 (LC_ALL=C), Python takes neither file names nor arguments as text, and libraries write
-    files that others cannot read; so the program starts again in Python's UTF-8 mode. Windows has it for names anyway.
+    If the locale is not UTF-8 (LC_ALL=C), Python cannot decode file names and arguments, and libraries write files that
+    others cannot read. So the program starts again in Python's UTF-8 mode. Windows always uses it for names.
     """
     if sys.getfilesystemencoding() != "utf-8":
         os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:  # closed, as by `>&-`; a new file gets its number, the lowest
+        if getattr(sys, name) is None:  # closed, as by `>&-`; a newly opened file gets its number
             setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115
-    if hasattr(sys.stdout, "reconfigure"):  # a notebook's has none
+    if hasattr(sys.stdout, "reconfigure"):  # a notebook's stdout has no reconfigure
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _fail(message: str) -> int:
-    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)  # nothing in it may move the cursor
+    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)  # no control characters on the terminal
     print(f"error: {line}", file=sys.stderr)
     return 2
 
@@ -90,7 +90,7 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{message} (see {self.prog} -h)")
 
     def print_help(self, file: TextIO | None = None) -> None:
-        print(self.format_help(), end="", file=file)  # argparse keeps quiet about a stdout that is full
+        print(self.format_help(), end="", file=file)  # argparse ignores a stdout that is full
 
 
 _LIMITS = {"at least": operator.ge, "above": operator.gt, "at most": operator.le, "below": operator.lt}
@@ -98,7 +98,7 @@ _LIMITS = {"at least": operator.ge, "above": operator.gt, "at most": operator.le
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """Which values a flag takes."""
+    """The values that a flag accepts."""
 
     kind: Callable[[str], Any]  # int, float, str, or a function of the text that raises ValueError with a reason
     at_least: float | None = None
@@ -108,7 +108,7 @@ class Rule:
     choices: Sequence[str] | None = None
 
     def read(self, name: str, text: str) -> Any:
-        """The value that `text` spells. Raises InputError, which calls it `name`, if the flag does not take it."""
+        """Convert `text` to a value. Raises InputError with `name` if the flag does not accept it."""
         if text == "":
             raise InputError(f"{name} '': must not be empty")
         try:
@@ -120,7 +120,7 @@ class Rule:
         return value
 
     def check(self, name: str, value: Any) -> None:
-        """Refuse a value given in Python, as `read` does one that was typed."""
+        """Check a value given in Python, as `read` checks typed text."""
         if self.kind not in (int, float):
             self.read(name, value)
         elif type(value) not in (int, self.kind):
@@ -157,11 +157,11 @@ def flag(
 ) -> Any:
     """A dataclass field that is also a command-line flag, `--<field name>` and `aliases`.
 
-    A typed value has to be within the limits, finite and not empty; the default may be anything, as None for none.
+    A typed value must be within the limits, finite and not empty. The default may be anything, for example None.
 
     Args:
-        type: int, float, str or a function as `folder_name`; else the default's.
-        positional: the value stands alone, without `--<field name>`.
+        type: int, float, str or a function like `folder_name`; default: the type of the default value.
+        positional: the value is given alone, without `--<field name>`.
         limits: at_least, at_most, above, below.
     """
     rule, options = None, {"help": help, "action": "store_true"}
@@ -175,7 +175,7 @@ def flag(
 
 
 class Flags:
-    """Base of a dataclass of flags: values given in Python are checked as typed ones are, by an InputError."""
+    """Base class of a dataclass of flags. Values given in Python are checked like typed ones (InputError)."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -186,7 +186,7 @@ class Flags:
 
 
 class _Read(argparse.Action):
-    """Reads a flag's text by its rule, under the name that the user typed."""
+    """Reads a flag's text by its rule; errors show the name that the user typed."""
 
     def __init__(self, *, rule: Rule, **options: Any):
         super().__init__(**options)
@@ -194,7 +194,9 @@ class _Read(argparse.Action):
 
     def __call__(self, parser, namespace, values, option_string=None) -> None:
         texts = values if isinstance(values, list) else [values]
-        read = [self.rule.read(option_string or self.dest, text) for text in texts or ["--"]]  # which argparse drops
+        read = [
+            self.rule.read(option_string or self.dest, text) for text in texts or ["--"]
+        ]  # argparse drops a lone --
         setattr(namespace, self.dest, read if self.nargs else read[0])
 
 
@@ -210,10 +212,10 @@ def add_flags(parser: argparse.ArgumentParser, config_class: type) -> None:
 
 
 def parse_flags(config_class: type[T], description: str | None, argv: Sequence[str] | None = None) -> T:
-    """Make `config_class` from the command line. Its fields are the flags, so a default is stated once.
+    """Make `config_class` from the command line. Its fields are the flags, so each default is written only once.
 
     Raises:
-        InputError: an unknown flag, or a value that a flag's rule or the class's `__post_init__` refuses.
+        InputError: a flag is unknown, or its rule or the class's `__post_init__` refuses a value.
     """
     parser = Parser(description)
     add_flags(parser, config_class)
@@ -224,7 +226,7 @@ def parse_flags(config_class: type[T], description: str | None, argv: Sequence[s
 
 
 def utf8(text: str) -> str:
-    """Any text; the command line may hold bytes that are none."""
+    """Accept any valid text; a command line may contain bytes that are not UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -233,7 +235,7 @@ def utf8(text: str) -> str:
 
 
 def folder_name(name: str) -> str:
-    """The name of a run or a dataset: one folder, below the folder for all of them, on any system."""
+    """Accept a plain folder name, for a run or a dataset, that is valid on any system."""
     utf8(name)
     plain = Path(name).name == name and not name.startswith(".") and "\\" not in name and name.isprintable()
     if not plain or len(name.encode()) > 200:
@@ -242,12 +244,12 @@ def folder_name(name: str) -> str:
 
 
 def output_folder(name: str) -> str:
-    """A folder to write into; it exists and can be written into, or it can be made."""
+    """Accept a folder that can be written into, or that can be created."""
     return _writable(name, Path(name), "a file; name a folder")
 
 
 def output_file(*suffixes: str) -> Callable[[str], str]:
-    """The kind of flag that names a file to write; it has one of `suffixes` if there are any."""
+    """Return a flag type for a file to write, with one of `suffixes` if any are given."""
 
     def kind(name: str) -> str:
         path = Path(name)
@@ -261,13 +263,13 @@ def output_file(*suffixes: str) -> Callable[[str], str]:
 
 
 def _writable(name: str, folder: Path, not_a_folder: str) -> str:
-    """`name`, if files can be made in `folder` or, if that does not exist yet, in the one that is to hold it."""
+    """Return `name` if files can be created in `folder` or, if it does not exist, in its nearest existing parent."""
     try:
         while not folder.exists():
             folder = folder.parent
         if not folder.is_dir():
             raise ValueError(not_a_folder)
-        with tempfile.TemporaryFile(dir=folder):  # permissions alone do not tell, as on a read-only disk
+        with tempfile.TemporaryFile(dir=folder):  # permissions are not enough: the disk may be read-only
             pass
     except OSError as error:
         raise ValueError(f"cannot be written ({error.strerror})") from None

@@ -39,45 +39,45 @@ FREQUENT_TOKENS = 50  # in meta.json
 @dataclass
 class ConvertConfig(Flags):
     segment_len: int = flag(
-        254, "tokens of a window; with the control word and <eos> around it, 256", at_least=1, at_most=1_000_000
+        254, "tokens of a window; 256 with the control word and <eos>", at_least=1, at_most=1_000_000
     )
     stride: int = flag(STRIDE, "tokens between the starts of two windows of a file", at_least=1, at_most=1_000_000)
     whole_files: bool = flag(
         False,
-        "for a project of your own: windows follow each other without overlap (the stride is then --segment_len), so "
-        "every token of every file is in exactly one window; without it, files shorter than the stride are left out",
+        "for your own project: windows do not overlap (the stride becomes --segment_len), and every token of every "
+        "file is in exactly one window; without it, files shorter than the stride are left out",
     )
     drop_clones: bool = flag(
-        False, "leave out of train each file of which at least half (of its 20-grams of tokens) also occurs in dev"
+        False, "leave out of train every file if at least half of its 20-grams of tokens also occur in dev"
     )
     keep_split: str = flag(
         "",
-        "an earlier dataset of the same sources: what it held out is held out again, and what was in its train stays "
-        "there, so that a model trained on it can be trained further and measured; only new files are drawn",
+        "name of an earlier dataset of the same sources: its files stay in train or in dev, and only new files are "
+        "assigned; so a model trained on it can be trained further and measured",
         type=folder_name,
     )
-    dev_size: float = flag(0.1, "share of each language's windows that goes to dev.jsonl", above=0, below=1)
+    dev_size: float = flag(0.1, "fraction of each language's windows for dev.jsonl", above=0, below=1)
     source: tuple[str, ...] = flag(
         DEFAULT_SOURCES,
         "folders (or files) of .py and .java; `stdlib` is the running Python's own library without its tests; "
-        "of the default folders, whichever exist",
+        "default: those of these folders that exist",
         type=str,
         nargs="+",
         metavar="DIR",
     )
     include_ignored: bool = flag(
-        False, "take also installed packages, virtual environments, build output and what git ignores"
+        False, "also take installed packages, virtual environments, build output and files that git ignores"
     )
-    tokenizer: str = flag("gpt2", "model name, Hub id or local folder whose vocabulary cuts the text")
+    tokenizer: str = flag("gpt2", "model name, Hub id or local folder of the tokenizer")
     dataset_name: str = flag(
-        "source_code", "the result is dataset/<dataset_name>/json; an older one is replaced", type=folder_name
+        "source_code", "the result is dataset/<dataset_name>/json; it replaces an older one", type=folder_name
     )
-    seed: int = flag(122, "of the choice of dev files", at_least=0, below=2**63)
-    num_workers: int = flag(0, "threads that tokenize; 0: all cores", at_least=0, at_most=256)
+    seed: int = flag(122, "random seed for the choice of dev files", at_least=0, below=2**63)
+    num_workers: int = flag(0, "threads for tokenizing; 0: all cores", at_least=0, at_most=256)
     split_by: str = flag(
         "file",
-        "what is wholly in train or wholly in dev: a file, all files of a folder, or only a window (`segment`: "
-        "overlapping windows on both sides, so dev measures memory)",
+        "the unit that is completely in train or completely in dev: a file, all files of a folder, or only a window "
+        "(`segment`: overlapping windows are on both sides, so dev measures memory)",
         choices=("file", "folder", "segment"),
     )
 
@@ -99,11 +99,11 @@ def main() -> None:
 
 
 def convert(config: ConvertConfig) -> None:
-    """Write the dataset that the flags ask for in the place of an older one, and print what it holds."""
+    """Write the dataset, replacing an older one, and print what it contains."""
     folder = ROOT / "dataset" / config.dataset_name / "json"
     check_writable(folder.parent)
     with lock(folder.with_name("convert.lock")):
-        recover_folder(folder)  # as a convert.py that was killed may have left it
+        recover_folder(folder)  # a killed convert.py may have left it half replaced
         check_output(folder, config.source)
         _convert(config, folder)
 
@@ -125,10 +125,10 @@ def _convert(config: ConvertConfig, folder: Path) -> None:
         languages, clones = drop_clones(languages)
         skipped += clones
     used = {id(file) for of_language in languages.values() for file in of_language}
-    files = [file for file in files if id(file) in used]  # in their first order
+    files = [file for file in files if id(file) in used]  # in their original order
     meta = {
         "format_version": FORMAT_VERSION,
-        # without num_workers, which changes nothing in the result
+        # without num_workers, which does not change the result
         "flags": {name: value for name, value in asdict(config).items() if name != "num_workers"},
         "tokenizer": {
             "name": config.tokenizer,
@@ -158,7 +158,7 @@ def check_writable(folder: Path) -> None:
 def check_output(folder: Path, sources: Sequence[str]) -> None:
     """
     Raises:
-        InputError: replacing the folder would delete what convert.py has not written.
+        InputError: replacing the folder would delete files that convert.py did not write.
     """
     roots = {source: Path(os.path.realpath(source_root(source))) for source in sources}
     inside = [source for source, root in roots.items() if folder in (root, *root.parents)]
@@ -177,10 +177,10 @@ def check_output(folder: Path, sources: Sequence[str]) -> None:
 def split_languages(
     files: list[SourceFile], config: ConvertConfig
 ) -> tuple[dict[str, list[SourceFile]], list[SkippedFile]]:
-    """The files by their language, with `in_dev` filled in; and those of languages that have too few for a split.
+    """Return the files by language, with `in_dev` filled in, and the files of languages with too few for a split.
 
     Raises:
-        InputError: none has enough.
+        InputError: no language has enough files.
     """
     languages, omitted, error = {}, [], None
     known = read_sides(config.keep_split) if config.keep_split else None
@@ -202,16 +202,16 @@ def split_languages(
 
 
 def read_sides(dataset_name: str) -> dict[str, bool]:
-    """Of each file of a dataset, whether it is held out."""
+    """Return, for each file of a dataset, whether it is held out."""
     sources = read_meta(dataset_file(dataset_name, "dev").parent)["sources"]
     return {path: path in source["dev_files"] for source in sources for path in source["files"]}
 
 
 def drop_clones(languages: dict[str, list[SourceFile]]) -> tuple[dict[str, list[SourceFile]], list[SkippedFile]]:
-    """The files without those in train that are nearly copies of files in dev, and these with the reason.
+    """Return the files without train files that nearly copy files in dev, and those files with the reason.
 
     Raises:
-        InputError: of a language nothing is left in train.
+        InputError: nothing of a language would be left in train.
     """
     from dataset.contamination import is_clone
 
@@ -262,7 +262,7 @@ def frequent_tokens(files: list[SourceFile]) -> list[FrequentToken]:
 def describe_sources(
     names: Sequence[str], files: list[SourceFile], skipped: list[SkippedFile], left_out: list[SkippedFile]
 ) -> list[dict[str, Any]]:
-    """Of each source: its name, version, files with their number of tokens, and what was left out, with the reason."""
+    """Describe each source: name, version, files with their number of tokens, and what was left out and why."""
     described = {
         name: {
             "source": name,
@@ -284,7 +284,7 @@ def describe_sources(
     return [source for source in described.values() if source["files"] or source["skipped"] or source["left_out"]]
 
 
-# ---- telling --------------------------------------------------------------------------------------------------------
+# ---- printing -------------------------------------------------------------------------------------------------------
 
 
 def print_summary(meta: dict[str, Any], files: list[SourceFile], left_out: list[SkippedFile]) -> None:

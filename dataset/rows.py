@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 ROW_START = b'{"token_ids": ['
 SEPARATOR = b", "
-WINDOWS_AT_ONCE = 5000  # whose rows are held in memory together, some 7 MB
+WINDOWS_AT_ONCE = 5000  # their rows are in memory together, about 7 MB
 BYTES_AT_ONCE = 8 << 20
 REMEDY = "mend the line or run dataset/convert.py again"
 
 
 def write_rows(files: "list[SourceFile]", segment_len: int, folder: Path) -> None:
-    """train.jsonl and dev.jsonl: a row for each window, in the order of the files."""
+    """Write train.jsonl and dev.jsonl: one row for each window, in the order of the files."""
     with (folder / "train.jsonl").open("wb") as train, (folder / "dev.jsonl").open("wb") as dev:
         for file in files:
             for first in range(0, len(file.starts), WINDOWS_AT_ONCE):
@@ -50,22 +50,22 @@ def _rows(file: "SourceFile", windows: slice, segment_len: int) -> list[bytes]:
 
 
 class Rows(NamedTuple):
-    """Rows that follow each other in a file."""
+    """Consecutive rows of a file."""
 
     first_line: int  # counted from 1
     labels: list[str]
-    counts: "np.ndarray"  # [rows] int64: tokens of each
-    ids: "np.ndarray"  # [tokens] int64: of all rows, one after the other
+    counts: "np.ndarray"  # [rows] int64: number of tokens of each row
+    ids: "np.ndarray"  # [tokens] int64: the token ids of all rows, concatenated
 
 
 def read_rows(path: Path, vocabulary_size: int) -> Iterator[Rows]:
-    """The rows of a jsonl file, some megabytes at a time.
+    """Read the rows of a jsonl file, some megabytes at a time.
 
-    Rows in exactly the form that `write_rows` gives them are read without a JSON parser, which takes several times as
-    long; all others, and all with an error, go through the parser.
+    Rows in exactly the form of `write_rows` are read without a JSON parser, which is several times slower. All other
+    rows, and rows with an error, go through the parser.
 
     Raises:
-        InputError: a row that is not as dataset/README.md says, or a token that is not in the vocabulary; names the
+        InputError: a row does not have the format in dataset/README.md, or a token is not in the vocabulary. Names the
             line.
     """
     number = 1
@@ -77,11 +77,13 @@ def read_rows(path: Path, vocabulary_size: int) -> Iterator[Rows]:
 
 
 def _read_plain(lines: Sequence[bytes], vocabulary_size: int) -> "tuple[list[str], np.ndarray, np.ndarray] | None":
-    """Labels, counts and ids of the lines; None unless each is exactly as `write_rows` writes it, without an error."""
+    """Return labels, counts and ids of the lines, or None if a line is not exactly in the form of `write_rows`."""
     import numpy as np
 
     labels, numbers = [], []
-    label_of: dict[bytes, str | None] = {}  # by what follows the numbers, which all windows of a source file share
+    label_of: dict[
+        bytes, str | None
+    ] = {}  # by the text after the numbers, which is the same for all windows of a source file
     for line in lines:
         start, _, rest = line.partition(b"]")
         if rest not in label_of:
@@ -93,14 +95,14 @@ def _read_plain(lines: Sequence[bytes], vocabulary_size: int) -> "tuple[list[str
     text = SEPARATOR.join(numbers)
     counts = np.array([row.count(b",") + 1 for row in numbers])
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # fromstring only warns of what it cannot read
+        warnings.simplefilter("error")  # fromstring only warns about text that it cannot read
         try:
             ids = np.fromstring(text, dtype=np.int64, sep=",")
         except (DeprecationWarning, ValueError):
             return None
     if len(ids) != counts.sum() or not 0 <= ids.min() <= ids.max() < vocabulary_size:
         return None
-    # fromstring takes more than JSON does, such as 01 or +1; spelled as JSON, these numbers have this many digits.
+    # fromstring also accepts what JSON does not, such as 01 or +1. In JSON these numbers have exactly this many digits.
     digits = len(ids) + sum(np.count_nonzero(ids >= 10**power) for power in range(1, len(str(ids.max()))))
     separators = text.count(SEPARATOR)
     is_plain = not text.translate(None, b"0123456789, ") and separators == len(ids) - 1
@@ -108,7 +110,7 @@ def _read_plain(lines: Sequence[bytes], vocabulary_size: int) -> "tuple[list[str
 
 
 def _label_of(rest: bytes) -> str | None:
-    """The label in what follows the numbers of a row and their bracket; None if the row is not of the plain form."""
+    """Return the label in the text after a row's numbers and bracket, or None if the row is not in the plain form."""
     try:
         row = parse_json(ROW_START + b"]" + rest, dict, "", "")
     except InputError:

@@ -21,13 +21,13 @@ CONTAMINATION_NGRAMS = (20, 50)
 def choose_split(
     files: list[SourceFile], split_by: str, dev_size: float, seed: int, known: dict[str, bool] | None = None
 ) -> "list[np.ndarray]":
-    """Of each file of one language, which windows are in dev: [windows] bool.
+    """Return, for each file of one language, which of its windows are in dev: [windows] bool.
 
     Args:
-        known: of paths, whether they were in dev before. They stay on their side, and only the other files are drawn;
-            what has to stay together with a file of train joins it there.
+        known: path -> whether it was in dev before. These files stay in their split, and only other files are drawn.
+            Files that must stay together with a train file join it there.
     Raises:
-        InputError: too few files or windows to have both a train and a dev split.
+        InputError: there are too few files or windows for both a train and a dev split.
     """
     import numpy as np
 
@@ -58,10 +58,10 @@ def choose_split(
 
 
 def split_sources(meta: "Meta", folder: Path, tokenizer: "Tokenizer") -> tuple[list[SourceFile], list[SourceFile]]:
-    """The Python source files of a dataset's dev and of its train, read and tokenized again.
+    """Read and tokenize again the Python source files of a dataset; return those of dev and those of train.
 
     Args:
-        meta: of the dataset in `folder`.
+        meta: the meta.json of the dataset in `folder`.
     Raises:
         InputError: dev has no whole Python file, or the sources or the tokenizer have changed since the conversion.
     """
@@ -92,7 +92,7 @@ def split_sources(meta: "Meta", folder: Path, tokenizer: "Tokenizer") -> tuple[l
 def measure_splits(
     languages: dict[str, list[SourceFile]], segment_len: int, split_by: str, dev_size: float, seed: int
 ) -> dict[str, dict[str, float | None]]:
-    """The contamination of the files' own split, and for comparison of splits by file and by segment: n -> share."""
+    """Measure the contamination of the chosen split and, for comparison, of splits by file and by segment."""
     from dataset.contamination import contamination
 
     files = [file for of_language in languages.values() for file in of_language]
@@ -108,19 +108,19 @@ def measure_splits(
                     else choose_split(of_language, way, dev_size, seed)
                 )
             ]
-        except InputError:  # too few files for a way that is not the wanted one
+        except InputError:  # too few files for one of the splits that are only compared
             continue
         shares[way] = {str(n): contamination(files, in_dev, segment_len, n) for n in CONTAMINATION_NGRAMS}
     return shares
 
 
 def group(files: list[SourceFile], split_by: str) -> list[list[int]]:
-    """Indices of the files that must be in the same split: exact copies, and with "folder" all files of a folder."""
+    """Group the indices of files that must stay together: exact copies, and with "folder" the files of a folder."""
     parent: dict[Any, Any] = {}
 
     def root(key: Any) -> Any:
         while parent.setdefault(key, key) != key:
-            parent[key] = parent[parent[key]]  # halves the way for the next time
+            parent[key] = parent[parent[key]]  # shortens the path for the next time
             key = parent[key]
         return key
 
@@ -134,10 +134,10 @@ def group(files: list[SourceFile], split_by: str) -> list[list[int]]:
 
 
 def choose_dev(sizes: list[int], dev_size: float) -> set[int]:
-    """Those of the units, in their order, that fit into dev's share, and the smallest other one to reach it.
+    """Choose the units that fit into dev's share, in their order, and then the smallest other one to complete it.
 
-    A unit with most of the windows, such as a generated file, is in train; of the others, dev has its share. Otherwise
-    all of them would fit into dev, and train would be that one.
+    A unit with more than half of the windows, such as a generated file, is put into train, and dev gets its share of the
+    others. Otherwise all others could fit into dev, and train would be only that unit.
     """
     total, largest = sum(sizes), max(sizes)
     target = dev_size * (total - largest if largest > total / 2 else total)

@@ -1,4 +1,4 @@
-"""Source files as token ids, and where in them windows begin."""
+"""Token ids of source files, and the places where their windows begin."""
 
 import hashlib
 import re
@@ -10,18 +10,18 @@ from dataset.sources import SkippedFile, SourceFile, read_text
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-BATCH_CHARACTERS = 1_000_000  # tokenized at once: enough for every core, small enough for memory
-# Where a longer text is cut into pieces: the pre-tokenizers of byte-level vocabularies cut before such a space too.
+BATCH_CHARACTERS = 1_000_000  # tokenized together: enough to use all cores, and small enough for the memory
+# Longer texts are cut before such a space, where the pre-tokenizers of byte-level vocabularies cut too.
 _CUT = re.compile(r"(?<=\S) (?=\S)")
 
 
 def tokenize_files(
     files: list[SourceFile], tokenizer: "Tokenizer", stride: int, whole_files: bool = False
 ) -> tuple[list[SourceFile], list[SkippedFile]]:
-    """Fill in the files' ids and starts. Returns the files that give a window, and the others with the reason.
+    """Fill in the files' ids and starts. Return the files that give windows, and the others with the reason.
 
     A file of n tokens gives n // stride windows, as in the 2020 reference; with `whole_files`, the rest of the file,
-    which is shorter than the stride, gives one more.
+    which is shorter than the stride, gives one more window.
     """
     import numpy as np
     from tqdm import tqdm
