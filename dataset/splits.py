@@ -136,7 +136,7 @@ def group(files: list[SourceFile], split_by: str) -> list[list[int]]:
 def choose_dev(sizes: list[int], dev_size: float) -> set[int]:
     """Choose the units that fit into dev's share, in their order, and then the smallest other one to complete it.
 
-    A unit with more than half of the windows, such as a generated file, is put into train, and dev gets its share of the
+    A unit with more than half of the windows, such as a generated file, goes to train, and dev gets its share of the
     others. Otherwise all others could fit into dev, and train would be only that unit.
     """
     total, largest = sum(sizes), max(sizes)
