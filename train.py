@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))  # which PYTHONSAFEPATH leaves out
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH leaves it out
 from common.command import InputError, Parser, add_flags, run_command
 from common.files import ROOT, dataset_file, recover_folder
 from training.config import TrainConfig
@@ -47,11 +47,11 @@ def main() -> None:
     device = processes.start(config.n_gpu, config.visiable_device, config.deterministic)
     keep_freed_memory()
     logging.basicConfig(format="%(message)s", level=logging.INFO if processes.is_main() else logging.ERROR)
-    torch.manual_seed(config.seed)  # for the rows of new words, and all weights from scratch
+    torch.manual_seed(config.seed)  # for the weights with --from_scratch, and rows of new words
     held = hold(run_folder, config) if processes.is_main() else contextlib.nullcontext()
     with held, processes.others_needed(), memory_advice(device):
         trainer = make_trainer(config, files, run_folder, device)
-        if processes.is_main():  # only now that nothing can be wrong with the new run's input
+        if processes.is_main():  # only now, when the new run's input is known to be correct
             start_files(run_folder, config)
         trainer.train()
     if trainer.stop.signal and processes.is_main():
@@ -67,7 +67,7 @@ def read_flags() -> TrainConfig:
     parser = Parser(__doc__)
     add_flags(parser, TrainConfig)
     flags = parser.parse_args()
-    if flags.recipe:  # whose settings are then the defaults
+    if flags.recipe:  # its settings become the defaults
         parser.set_defaults(**find_recipe(flags.recipe))
         flags = parser.parse_args()
     return TrainConfig(**vars(flags))
@@ -90,8 +90,8 @@ def make_trainer(config: TrainConfig, files: list[Path], run_folder: Path, devic
                 f"{config.model_select}: transformers has no --gradient_checkpointing for it; leave it out"
             )
         model.gpt.gradient_checkpointing_enable({"use_reentrant": False})
-    with processes.main_first():  # which packs the datasets
-        # Where the next run of the same data finds them too. What is there is used only if it fits.
+    with processes.main_first():  # the main process packs the datasets
+        # The next run with the same data finds them here too. An existing cache is used only if it fits.
         cache = ROOT / ".cache" / config.dataset_name / f"{model.max_seq_length}_{len(model.tokenizer)}"
         datasets = [SrcCodeDataset(file, model, cache / file.stem) for file in files]
     evaluator = SingleCLMEvaluator(
@@ -129,7 +129,7 @@ def load_model(config: TrainConfig, run_folder: Path) -> "GPTSingleHead":
         raise InputError(f"{run_folder}: was started {how} --lora_r; go on so, or start under another --run_name")
     if goes_on and not config.lora_r:
         model = GPTSingleHead.load(last)
-        if config.fim_rate:  # which the run may not have had; the trainer says so
+        if config.fim_rate:  # the earlier run may not have had it; the trainer reports that
             learn_fim_words(model)
         return model
     if config.restore_training and not goes_on:
@@ -142,7 +142,7 @@ def load_model(config: TrainConfig, run_folder: Path) -> "GPTSingleHead":
     elif model.fim_rate:
         logger.warning("%s can fill in the middle, and forgets it without --fim_rate 0.5", config.model_select)
     model.fim_rate = max(model.fim_rate, config.fim_rate)
-    if config.lora_r:  # whose saved state holds no more of the model than is trained
+    if config.lora_r:  # with LoRA the saved state holds only the trained part of the model
         add_lora(model, config, last / ADAPTER if goes_on else None)
     return model
 
@@ -166,7 +166,7 @@ def memory_advice(device: "torch.device") -> Iterator[None]:
 
 def ask_to_overwrite(run_folder: Path, config: TrainConfig) -> None:
     """On a terminal, ask whether an earlier run may be deleted where the flags do not say so; sets `overwrite`."""
-    under_torchrun = "LOCAL_RANK" in os.environ  # where each process would ask
+    under_torchrun = "LOCAL_RANK" in os.environ  # there each process would ask
     decided = config.overwrite or config.restore_training or under_torchrun or not sys.stdin.isatty()
     if decided or not is_run(run_folder):
         return
@@ -174,7 +174,7 @@ def ask_to_overwrite(run_folder: Path, config: TrainConfig) -> None:
         answer = input(f"{run_folder} holds an earlier run. Delete it? (y/n) ")
         config.overwrite = answer.strip().lower() == "y"
     if config.overwrite:
-        sys.argv.append("--overwrite")  # for the processes that take over with --n_gpu
+        sys.argv.append("--overwrite")  # for the processes that --n_gpu starts
 
 
 if __name__ == "__main__":

@@ -29,18 +29,18 @@ from training.tracking import Metrics
 
 logger = logging.getLogger(__name__)
 
-MAX_BAD_STEPS = 10  # non-finite steps in a row after which a run cannot be trusted to recover
+MAX_BAD_STEPS = 10  # after this many non-finite steps in a row, a run will probably not recover
 
 
 class ModelTrainer:
-    """Trains `model` on `train_dataset`, keeps the best on `dev_dataset`, and can be killed at any instant.
+    """Trains `model` on `train_dataset` and keeps the best model on `dev_dataset`. It can be killed at any moment.
 
     Args:
-        model: on the device to train on. To go on with an earlier run it is the one loaded from `<run_folder>/last`.
+        model: on the device to train on. To continue an earlier run, the model loaded from `<run_folder>/last`.
         train_dataset, dev_dataset: of the same max_seq_length.
         dev_evaluator: measures the model; its `early_stop_on` chooses the best.
         config: the flags of train.py.
-        run_folder: where everything is written; docs/flags.md lists the files.
+        run_folder: everything is written here; docs/flags.md lists the files.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class ModelTrainer:
         self.dev_evaluator.dataset = dev_evaluator.dataset or dev_dataset
         self._contents = {"train_data": train_dataset.content, "dev_data": dev_dataset.content}
         self.batches = TokenBatches(train_dataset, model.pad_id, model.device)
-        # A step is at most the whole dataset: what is beyond would be padding, yet take memory.
+        # A step is at most the whole dataset: more would only be padding, which takes memory.
         per_gpu = min(config.per_gpu_train_batch_size, math.ceil(len(self.batches) / world_size()))
         passes = min(config.accumulation_steps, math.ceil(len(self.batches) / per_gpu / world_size()))
         self.config = config = replace(config, per_gpu_train_batch_size=per_gpu, accumulation_steps=passes)
@@ -101,7 +101,7 @@ class ModelTrainer:
         with self.stop, bar:
             try:
                 if self._is_evaluated_now() and self.progress.evaluated_step != self.progress.step:
-                    self._evaluate()  # which a signal had ended
+                    self._evaluate()  # a signal had interrupted this evaluation
                 while not self._is_over() and not self.stop.signal:
                     self._train_epoch(bar)
             finally:
@@ -110,10 +110,10 @@ class ModelTrainer:
         return self.progress.report
 
     def _begin(self) -> None:
-        """Restore the earlier run, if there is one to go on with, and prepare what needs to know where it is."""
+        """Restore the earlier run, if there is one to continue, and prepare everything that depends on it."""
         last, compile = self.run_folder / "last", self.config.compile
         saved = read_progress(last) if self.config.restore_training else None
-        if compile == "auto":  # a run that goes on computes as it did before
+        if compile == "auto":  # a continued run computes as it did before
             compile = saved[1].get("compile", "auto") if saved else "auto"
         if compile == "auto":
             compile = "on" if worth_compiling(self.model.device, self.total_steps) else "off"
@@ -124,7 +124,7 @@ class ModelTrainer:
             changed = check_flags(self.run_folder, saved[1], flags)
             check_progress(self.progress, self.steps_per_epoch, last)
             restore_checkpoint(last, self.model, self.step.optimizer, self.step.scaler)
-            logger.info("going on after step %d of %s%s", self.progress.step, last, changed)
+            logger.info("continuing after step %d of %s%s", self.progress.step, last, changed)
         if all_sum(torch.tensor(self.progress.step, device=self.model.device)) != self.progress.step * world_size():
             raise InputError(
                 f"{self.run_folder}: not all machines see the same saved state; put model/ on a shared disk"
@@ -148,7 +148,7 @@ class ModelTrainer:
         self._clock, self._clock_tokens = time.perf_counter(), self.progress.tokens_seen
 
     def _order(self, epoch: int) -> Tensor:
-        """Row numbers [steps, micro-batches, processes, B] of the steps that are left of an epoch."""
+        """Return row numbers [steps, micro-batches, processes, B] of an epoch's remaining steps."""
         config, progress = self.config, self.progress
         shape = (config.accumulation_steps, world_size(), config.per_gpu_train_batch_size)
         order = epoch_order(len(self.batches), epoch, config.seed, shape)
@@ -156,7 +156,7 @@ class ModelTrainer:
         return order[first : max(0, self.total_steps - epoch * self.steps_per_epoch)]
 
     def _train_epoch(self, bar: tqdm) -> None:
-        """Train from the run's place in its epoch to the end of that epoch, or of the run."""
+        """Train from the current place in the epoch to the end of the epoch or of the run."""
         config, progress = self.config, self.progress
         order = self._order(progress.epoch).to(self.model.device)
         if self.fim:
@@ -214,16 +214,16 @@ class ModelTrainer:
         bar.set_postfix_str(f"loss {values['loss_train_recent']:.3f}, {values['tokens_per_second']:,.0f} tokens/s")
 
     def _evaluate(self) -> None:
-        """Measure on dev, keep the model if it is the best so far, log, and save where that is due.
+        """Measure on dev, keep the model if it is the best so far, log, and save if that is due.
 
-        A signal ends the measuring, which is then done first after a restart.
+        A signal interrupts the measurement, which is then the first thing done after a restart.
         """
         started = time.perf_counter()
         self._read_sums()
         progress, evaluator = self.progress, self.dev_evaluator
         scores = evaluator(self.model, lambda: self.stop.noted is not None)
         if scores is None:
-            while not self.stop.agreed():  # not every process has noted the signal
+            while not self.stop.agreed():  # wait until every process has noted the signal
                 pass
             self._save()
             return
@@ -253,7 +253,7 @@ class ModelTrainer:
             self._save()
         else:
             self.saver.put_best_aside()
-        self._clock += time.perf_counter() - started  # tokens_per_second is of training alone
+        self._clock += time.perf_counter() - started  # tokens_per_second counts training only
 
     def _report(self, scores: dict[str, float]) -> dict:
         """What ck_report.json says of the model as it is now."""
@@ -272,7 +272,7 @@ class ModelTrainer:
 
     def _save(self) -> None:
         if is_main():
-            self.metrics.flush()  # so that no event up to this step can be missing after a restart
+            self.metrics.flush()  # so that no event up to this step is missing after a restart
             self.saver.save(self.progress)
 
     def _diverged(self, what: str) -> InputError:

@@ -10,7 +10,7 @@ RESAMPLES = 10_000
 def bootstrap_interval(
     values: Sequence[float], groups: Sequence[Hashable] | None = None, seed: int = 0
 ) -> tuple[float, float]:
-    """The 95 % interval of the values' mean, by the percentile bootstrap.
+    """Return the 95 % interval of the values' mean, from the percentile bootstrap.
 
     Args:
         values: one or more numbers.

@@ -14,11 +14,11 @@ from sandbox.sandbox import Sandbox, in_parallel
 
 logger = logging.getLogger(__name__)
 
-MAX_NEW_TOKENS = 256  # a function of TheAlgorithms or of HumanEval seldom takes more
+MAX_NEW_TOKENS = 256  # functions of TheAlgorithms and HumanEval rarely need more
 
 
 class PassRate:
-    """Completes the problems of a file greedily and RUNS the completions; says at once where.
+    """Completes the problems of a file greedily and RUNS the completions. Prints at the start where they run.
 
     Args:
         path: in HumanEval's format.
@@ -40,7 +40,7 @@ class PassRate:
         logger.info("  %d problems, %d more refused", len(self._tasks), len(refused))
 
     def __call__(self, model: GPTSingleHead, share: slice, interrupted: Callable[[], bool]) -> tuple[int, int]:
-        """How many of a share of the problems the model solves, and how many it was asked.
+        """Return how many of a slice of the problems the model solves, and how many there are.
 
         No random number of the training is drawn, and the model keeps its mode. Once interrupted, the numbers say
         nothing.

@@ -74,7 +74,7 @@ def test_restoring_with_flags_that_change_the_data_order_is_refused(project, run
 def test_restoring_goes_on_to_a_later_end_and_a_damaged_state_is_named(project, run, base):
     command = ["train.py", "--model_select", base, *SMALL, "--run_name", "done", "--restore_training"]
     done = project.run(*command, "--max_steps", 8)
-    assert "going on after step 6" in done.stderr
+    assert "continuing after step 6" in done.stderr
     assert json.loads((run / "last" / "state.json").read_text())["progress"]["run"]["step"] == 8
     optimizer = run / "last" / "optimizer.safetensors"
     optimizer.write_bytes(optimizer.read_bytes()[:1000])

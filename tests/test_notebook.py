@@ -88,7 +88,7 @@ def test_two_sessions_make_one_run(notebook, tmp_path):
     assert f"{RUN}/0_GPTSingleHead/model.safetensors" in names
     assert not any(name.startswith(f"{RUN}/last") for name in names)
 
-    assert "going on after step 4" in notebook("train", TRAIN_FLAGS=f"{TRAIN_FLAGS} 6")["train"]
+    assert "continuing after step 4" in notebook("train", TRAIN_FLAGS=f"{TRAIN_FLAGS} 6")["train"]
     assert list(scalars(run_folder)["loss_train"]) == [1, 2, 3, 4, 5, 6]
 
 

@@ -46,28 +46,28 @@ class Report(TypedDict):
 
 @dataclass
 class Progress:
-    """How far a run is: what the loop needs to go on, apart from tensors."""
+    """How far a run is: everything that the loop needs to continue, except tensors."""
 
     step: Count = 0  # optimizer steps done
     epoch: Count = 0
     epoch_step: Count = 0  # optimizer steps done in this epoch
     tokens_seen: Count = 0  # unpadded targets trained on
     tokens_before_epoch: Count = 0
-    epoch_nats: float = 0.0  # and targets, so far in this epoch
+    epoch_nats: float = 0.0  # loss, and below targets, so far in this epoch
     epoch_targets: float = 0.0
     recent_nats: float = 0.0  # since the last entry in the log
     recent_targets: float = 0.0
     evaluated_step: Count = 0  # the step after which dev was measured last
     best_score: float = -math.inf  # minus the dev perplexity (or loss) of the best model
-    report: Report | None = None  # of the best model, as ck_report.json
+    report: Report | None = None  # the best model's report, as in ck_report.json
     early_stop_count: Count = 0  # evaluations since then
     skipped_steps: Count = 0  # steps whose loss or gradient was not finite
     wandb_id: str | None = None
 
 
-SAVE_SHARE = 20  # saving takes at most one part in so many of a run's time, unless --save_steps asks for more
-# What a run can only go on with as it was started: its model, and what decides which windows a step sees.
-# "batch" is that of an optimizer step over all processes; how it is divided may change.
+SAVE_SHARE = 20  # saving takes at most 1/SAVE_SHARE of a run's time, unless --save_steps asks for more
+# Settings that must not change when a run continues: its model, and everything that decides which windows a step
+# sees. "batch" is the batch of an optimizer step over all processes; its division may change.
 FIXED = ("model_select", "dataset_name", "train_data", "dev_data", "seed", "fim_rate", "batch", "max_seq_length")
 FIXED += ("lora_r", "lora_alpha", "context_rate")
 
@@ -85,7 +85,7 @@ class State(TypedDict):
 
 
 class RunSaver:
-    """Writes a run's best model and its state. The best one is kept in memory until it is written.
+    """Writes a run's best model and its state. The best model is kept in memory until it is written.
 
     On a fast GPU two evaluations may be closer to each other than it takes to write a gigabyte. So not every evaluation
     is followed by a save.
@@ -106,8 +106,8 @@ class RunSaver:
     ):
         self.folder, self._model, self._optimizer, self._scaler = folder, model, optimizer, scaler
         self._config, self._flags = config, flags
-        self._best: list[torch.Tensor] | None = None  # the best model's parameters, as long as they are not written
-        self._best_is_now = False  # whether the best model's parameters are those of the model
+        self._best: list[torch.Tensor] | None = None  # the best model's parameters, until they are written
+        self._best_is_now = False  # whether the model is currently the best one
         self._next = 0.0
 
     @property
@@ -124,7 +124,7 @@ class RunSaver:
         self._best_is_now = False
 
     def save(self, progress: Progress) -> None:
-        """Write the best model, if it is not written yet, and the state.
+        """Write the state, and the best model if it is not written yet.
 
         Raises:
             InputError: the disk is full or may not be written to; what was saved before is kept.
@@ -177,7 +177,7 @@ def save_checkpoint(
     progress: dict,
     same_weights: Path | None = None,
 ) -> None:
-    """Replace `folder` by one that holds everything an exact restart needs.
+    """Replace `folder` by one with everything that an exact restart needs.
 
     Random generators are not among it: schedule.seed_step makes their state a function of the step.
 
@@ -205,7 +205,7 @@ def save_checkpoint(
 
 def _link_weights(source: str, target: str) -> None:
     if source.endswith(".safetensors"):
-        with suppress(OSError):  # as on a network disk
+        with suppress(OSError):  # for example on a network disk
             os.link(source, target)
             return
     shutil.copy(source, target)
@@ -224,7 +224,7 @@ def one_line_when_full(folder: Path) -> Iterator[None]:
 
 
 def read_progress(folder: Path) -> tuple[Progress, dict] | None:
-    """How far the run is that `save_checkpoint` has saved and its flags, or None if nothing is saved there.
+    """Return the progress and flags that `save_checkpoint` saved, or None if nothing is saved there.
 
     Raises:
         InputError: a state that cannot be read.
@@ -236,7 +236,7 @@ def read_progress(folder: Path) -> tuple[Progress, dict] | None:
 
 
 def check_progress(run: Progress, steps_per_epoch: int, folder: Path) -> None:
-    """Refuse a state that no run can have; it was read from `folder`.
+    """Refuse a state, read from `folder`, that no run can have.
 
     Raises:
         InputError: says what contradicts what.
@@ -255,12 +255,12 @@ def check_progress(run: Progress, steps_per_epoch: int, folder: Path) -> None:
 
 
 def check_flags(run_folder: Path, saved: dict, now: dict) -> str:
-    """What to say of the flags that have changed since the run was started.
+    """Return a message about flags that changed since the run was started.
 
     Raises:
         InputError: the run cannot go on with these.
     """
-    saved = now | saved  # which an earlier version wrote without the newer flags
+    saved = now | saved  # earlier versions wrote it without the newer flags
     for name in FIXED:
         if saved[name] != now[name]:
             words = "a batch (per GPU x accumulation_steps x GPUs) of" if name == "batch" else f"--{name}"
@@ -279,7 +279,7 @@ def restore_checkpoint(
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
 ) -> None:
-    """Put optimizer and scaler back; the weights come with `GPTSingleHead.load(folder)`.
+    """Restore optimizer and scaler. `GPTSingleHead.load(folder)` restores the weights.
 
     Raises:
         InputError: a state that cannot be read, or one of another model.
@@ -289,7 +289,7 @@ def restore_checkpoint(
         optimizer_tensors = load_file(folder / "optimizer.safetensors")
         parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         wanted = {f"{name}/{key}" for name in parameters for key in ("step", "exp_avg", "exp_avg_sq")}
-        if optimizer_tensors.keys() not in (wanted, set()):  # none before the first step that was not skipped
+        if optimizer_tensors.keys() not in (wanted, set()):  # empty before the first step that was not skipped
             raise ValueError(
                 f"optimizer.safetensors lacks {min(wanted ^ optimizer_tensors.keys())}, or should not have it"
             )
@@ -301,7 +301,7 @@ def restore_checkpoint(
             if not tensor.isfinite().all() or (kind != "exp_avg" and (tensor < 0).any()):
                 raise ValueError(f"{key} holds values that no optimizer has")
             optimizer.state[parameters[name]][kind] = tensor.to(parameters[name].device)
-        if state["scaler"]:  # else another precision had none
+        if state["scaler"]:  # with another precision there was none
             if min(state["scaler"].values()) < 0 or state["scaler"].get("scale") == 0:
                 raise ValueError("a loss scale that is not positive")
             scaler.load_state_dict(state["scaler"])

@@ -1,4 +1,4 @@
-"""Fill-in-the-middle training: rows cut at two random places and put in the order prefix, suffix, middle.
+"""Fill-in-the-middle training: rows are cut at two random places and reordered as prefix, suffix, middle.
 
 After Bavarian et al. 2022 (arXiv:2207.14255): cuts between characters, on the row as the model sees it, half of the
 rows as prefix-suffix-middle and half as suffix-prefix-middle, at no cost to completion from left to right.
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from training.context import RowContext
 
 ROWS_AT_ONCE = 4096
-DEV_WINDOWS = 512  # on which the loss of middles is measured
+DEV_WINDOWS = 512  # the loss of middles is measured on at most this many
 PROBE = " if x:\n\ty = '_'  # ä\n"
 
 
 @dataclass(frozen=True)
 class FimRows:
-    """A dataset's rows for one epoch; what a TokenBatches needs of a dataset.
+    """A dataset's rows for one epoch: the attributes that TokenBatches needs.
 
     Attributes:
         tokens: [N, max_seq_length], as SrcCodeDataset's.
@@ -50,7 +50,7 @@ class FimRows:
 
 
 def learn_fim_words(model: "GPTSingleHead") -> FimWords:
-    """The model's own marker words if it knows a family's, else StarCoder's, added to it.
+    """Return the model's own FIM marker words; if it has none, add StarCoder's.
 
     Raises:
         InputError: a tokenizer that does not give a text back as it was, as those of SentencePiece's kind, or that has
@@ -77,7 +77,7 @@ def fim_rows(
     wanted: np.ndarray | None = None,
     context: "RowContext | None" = None,
 ) -> FimRows:
-    """Cut about `rate` of the rows in three, and put context before some. It depends on seed, epoch and row alone.
+    """Cut about `rate` of the rows in three, and put context before some. Depends only on seed, epoch and row.
 
     A row that would become too long loses the end of its suffix, then the beginning of its prefix. A row whose tokens
     do not spell valid text (it begins or ends inside a character) stays as it is, as does one whose middle alone is
@@ -88,7 +88,7 @@ def fim_rows(
         context: gives rows their context, for which the text makes room; None: no row has any.
     """
     tokenizer = model.tokenizer.backend_tokenizer
-    tokenizer.encode_special_tokens = True  # words of control in a text are ordinary text
+    tokenizer.encode_special_tokens = True  # control words in a text are ordinary text
     words = known_fim_words(tokenizer.token_to_id)
     markers = tuple(tokenizer.token_to_id(word) for word in words or ())
     eos, head = model.eos_token_id, dataset.head_length
@@ -147,7 +147,7 @@ def _arrange(
     suffix = suffix[: max(0, room - len(prefix))]
     prefix = prefix[max(0, len(prefix) + len(suffix) - room) :]
     before, after, between = ([marker] for marker in markers)
-    # With the suffix first, in the paper's variant, the middle follows its prefix.
+    # With the suffix first (the paper's variant), the middle directly follows its prefix.
     start = (
         [*before, *after, *suffix, *between, *prefix] if suffix_first else [*before, *prefix, *after, *suffix, *between]
     )
@@ -160,7 +160,7 @@ def _arrange(
 
 
 class FimEpochs:
-    """The training batches of each epoch. The next epoch's rows are prepared in a thread, beside the training steps.
+    """The training batches of each epoch. A thread prepares the next epoch's rows during the training steps.
 
     Args:
         rows_of: an epoch's number -> row numbers, of any shape, that the run will read in it, if any.
@@ -202,7 +202,7 @@ class FimEpochs:
 
 
 class MiddleEvaluator:
-    """Mean nats per token of the middles of dev rows, all of them cut, always the same way.
+    """Measures the mean nats per token of the middles of dev rows, which are always cut in the same way.
 
     Args:
         windows: on at most so many rows, always the same ones; 0, as more than DEV_WINDOWS, for DEV_WINDOWS.

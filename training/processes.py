@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 def start(n_gpu: int, visible_device: str, deterministic: bool = False) -> torch.device:
-    """Join the other processes if torchrun has started several; returns the device that this one trains on.
+    """Join the other processes if torchrun started several. Return the device that this process trains on.
 
     `n_gpu` above 1 without torchrun starts this program again under torchrun, once for each GPU. float32 matrix
     products on a GPU may take TF32, whose ten bits of mantissa are more than bf16's seven.
@@ -34,7 +34,7 @@ def start(n_gpu: int, visible_device: str, deterministic: bool = False) -> torch
     if on_gpu:
         torch.set_float32_matmul_precision("high")
     if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # which cuBLAS reads when it is first used
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
         torch.use_deterministic_algorithms(True)
     under_torchrun = "LOCAL_RANK" in os.environ
     if n_gpu > 1 and not under_torchrun:
@@ -47,8 +47,8 @@ def start(n_gpu: int, visible_device: str, deterministic: bool = False) -> torch
         torch.cuda.set_device(device)
     try:
         if under_torchrun:
-            # A process may wait for long while another packs the dataset or completes problems; NCCL's own limit is ten
-            # minutes. If one ends, the others need not wait so long: torchrun ends them.
+            # A process may wait long while another packs the dataset or completes problems; NCCL's default limit is ten
+            # minutes. If one process ends, torchrun ends the others.
             dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(days=1))
     except (ValueError, RuntimeError) as error:
         raise InputError(
@@ -78,7 +78,9 @@ def _start_again_under_torchrun(n_gpu: int, gpus: list[int]) -> None:
         raise InputError(f"--n_gpu {n_gpu} and --visiable_device {','.join(map(str, gpus))}: name as many GPUs")
     if len(gpus) == n_gpu:
         before = os.environ.get("CUDA_VISIBLE_DEVICES")
-        names = before.split(",") if before else [str(gpu) for gpu in range(there)]  # numbers count those we may see
+        names = (
+            before.split(",") if before else [str(gpu) for gpu in range(there)]
+        )  # the numbers count the visible GPUs
         if max(gpus) >= len(names):
             raise InputError(f"--visiable_device {','.join(map(str, gpus))}: this machine has {there}, numbered from 0")
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(names[gpu] for gpu in gpus)
@@ -102,7 +104,7 @@ def is_main() -> bool:
 
 @contextmanager
 def main_first() -> Iterator[None]:
-    """The main process goes through the block first, then one process on each other machine, then the others.
+    """Run the block first in the main process, then in one process on each other machine, then in the others.
 
     So a file that the block makes where it is missing is made once, whether or not the machines share their disk.
     """
@@ -123,7 +125,7 @@ def all_sum(values: Tensor) -> Tensor:
 
 
 class StopSignal:
-    """Within its context, a SIGINT or SIGTERM is noted instead of ending the process; a second one ends it at once.
+    """In this context, a first SIGINT or SIGTERM is only noted; a second one ends the process immediately.
 
     Attributes:
         noted: the signal that this process got.
@@ -138,9 +140,9 @@ class StopSignal:
         self._noted_at = 0.0
 
     def __enter__(self) -> "StopSignal":
-        # Their own group, so that the question is never in the way of gradients.
+        # A group of their own, so that this never delays gradients.
         self._group = dist.new_group(backend="gloo") if world_size() > 1 else None
-        if threading.current_thread() is threading.main_thread():  # others may not set handlers
+        if threading.current_thread() is threading.main_thread():  # other threads cannot set handlers
             self._handlers_before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
         return self
 
@@ -153,12 +155,12 @@ class StopSignal:
             self.noted, self._noted_at = signal.Signals(number), time.monotonic()
             logger.warning("%s: saving after this step; once more to stop at once", self.noted.name)
         elif world_size() == 1 or number != self.noted or time.monotonic() - self._noted_at > 1:
-            # Within a second it may be the same one: torchrun passes on what a scheduler has sent to us as well.
+            # Within a second it may be the same signal: torchrun forwards signals that a scheduler also sent to us.
             signal.signal(number, self._handlers_before[number])
             signal.raise_signal(number)
 
     def agreed(self) -> bool:
-        """Whether to stop now. All processes call this after each step, and get the same answer.
+        """Whether to stop now. All processes call this after each step and get the same answer.
 
         Several processes send each other what they have noted while the next step runs, so that none waits for another.
         """
@@ -180,7 +182,7 @@ def others_needed() -> Iterator[None]:
     """Report a lost connection as an InputError: the process at its other end prints its own cause."""
     try:
         yield
-    except RuntimeError as error:  # gloo's have no class of their own
+    except RuntimeError as error:  # gloo's errors have no class of their own
         if world_size() == 1 or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
             raise
         raise InputError(

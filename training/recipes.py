@@ -6,7 +6,7 @@ from common.command import InputError
 
 SETTINGS = ("num_epochs_train", "max_seq_length", "lr", "warmup_ratio")
 RESULTS = ("best_score_perplexity", "dev_eval_scores", "dev_loss", "train_loss")
-# The report's closing table, column by column: the values of SETTINGS, then of RESULTS, which count padding.
+# The columns of the report's last table: the values of SETTINGS, then of RESULTS, which count padding.
 RECIPES = {
     "report-1": (1, 256, 1e-5, 0.2, -3.1740331649780273, 3.1755013465881348, 1.155465, 1.5959064960479736),
     "report-2": (1, 128, 1e-5, 0.2, -4.196605682373047, 4.199092388153076, 1.434868, 1.9175739288330078),
@@ -14,7 +14,7 @@ RECIPES = {
     "report-4": (1, 256, 1e-5, 0.1, -3.1631147861480713, 3.1644909381866455, 1.151992, 1.4988362789154053),
     "reference": (16, 256, 2e-5, 0.2, -1.2681105136871338, 1.268279790878296, 0.237662, 0.3555217981338501),
 }
-# What the report keeps the same in all runs. Its numbers need its split: convert.py --split_by segment.
+# Settings that are the same in all runs of the report. Its numbers need its split: convert.py --split_by segment.
 COMMON = {
     "model_select": "distilgpt2",
     "dataset_name": "source_code_segment",

@@ -94,7 +94,7 @@ def test_a_restart_is_exact_and_any_command_takes_the_run(project, without_marke
     project.run(*train_command(without_markers, "lora", "--max_steps", 8))
     project.run(*train_command(without_markers, "lora_torn", "--max_steps", 4, "--gradient_checkpointing"))
     restart = train_command(without_markers, "lora_torn", "--max_steps", 8, "--restore_training")
-    assert "going on after step 4" in project.run(*restart).stderr
+    assert "continuing after step 4" in project.run(*restart).stderr
     one, two = (project.folder / "model" / name for name in ("lora", "lora_torn"))
     for file in ("last/adapter/adapter_model", "last/optimizer", "0_GPTSingleHead/model"):
         expected, got = (load_file(run / f"{file}.safetensors") for run in (one, two))

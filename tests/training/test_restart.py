@@ -118,7 +118,7 @@ def test_a_full_disk_is_said_in_one_line_and_the_state_before_it_still_loads(pro
     assert "make room" in message  # for the packed dataset
     assert {file.name: file.read_bytes() for file in last.iterdir()} == before
     done = project.run(*command, 10)
-    assert "going on after step 5" in done.stderr
+    assert "continuing after step 5" in done.stderr
 
 
 def test_too_little_memory_is_said_in_one_line_with_the_flags_to_lower(project, with_dropout):
