@@ -170,6 +170,7 @@ class ModelTrainer:
             grad_norm = self.step(self.batches, rows, lr)
             progress.step += 1
             progress.epoch_step += 1
+            bar.total = self.total_steps  # an evaluator may shorten the run, as adapt.py's does
             bar.update()
             if progress.step % config.logging_steps == 0 or progress.step == self.total_steps:
                 self._log_training(bar, lr, grad_norm)

@@ -21,7 +21,7 @@ def reference_columns(runs: list[Run]) -> list[tuple[str, int]]:
 
 
 def compare(runs: list[Run], references: list[tuple[str, int]]) -> dict[str, dict[str, float | None]]:
-    """Columns of a table in the report's layout, name -> {row: value}; behind a run its recipe's in the report."""
+    """Columns of a table in the report's layout, name -> {row: value}; each run is followed by its recipe's."""
     columns = [
         (i, run.name, {key: run.settings.get(key) for key in SETTINGS} | run.results()) for i, run in enumerate(runs)
     ]

@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 model, tokenizer = (kind.from_pretrained("PATH") for kind in (AutoModelForCausalLM, AutoTokenizer))
 ```
 
-A text begins with its language's control word, `<python>` or `<java>`, without a space behind it.{fim}
+A text begins with its language's control word, `<python>` or `<java>`, without a space after it.{fim}
 
 | on the dataset's dev split, after {steps} steps, {tokens:,} tokens | |
 |---|---:|

@@ -1,1 +1,1 @@
-"""Two engines behind one interface: llama.cpp and PyTorch, and which of them runs a model."""
+"""Two engines with one interface, llama.cpp and PyTorch, and the choice between them."""
