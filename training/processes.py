@@ -19,6 +19,8 @@ from common.gpu import usable_gpu
 
 logger = logging.getLogger(__name__)
 
+CONNECT_TIMEOUT = timedelta(minutes=2)  # torchrun has the meeting point ready before it starts the processes
+
 
 def start(n_gpu: int, visible_device: str, deterministic: bool = False) -> torch.device:
     """Join the other processes if torchrun started several. Return the device that this process trains on.
@@ -47,9 +49,17 @@ def start(n_gpu: int, visible_device: str, deterministic: bool = False) -> torch
         torch.cuda.set_device(device)
     try:
         if under_torchrun:
+            store, own_rank, processes = next(dist.rendezvous("env://", timeout=CONNECT_TIMEOUT))
             # A process may wait long while another packs the dataset or completes problems; NCCL's default limit is ten
             # minutes. If one process ends, torchrun ends the others.
-            dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(days=1))
+            store.set_timeout(timedelta(days=1))
+            dist.init_process_group(
+                "nccl" if on_gpu else "gloo",
+                store=store,
+                rank=own_rank,
+                world_size=processes,
+                timeout=timedelta(days=1),
+            )
     except (ValueError, RuntimeError) as error:
         raise InputError(
             f"LOCAL_RANK is set, as torchrun does, but the processes cannot connect ({first_line(error)}); start with "
