@@ -1,10 +1,11 @@
-"""Seconds for an answer of serve.py and of interact.py's engine, on a quiet computer and beside a training.
+"""Seconds for an answer of serve.py and of interact.py's engine, on a quiet computer and during a training.
 
 python dataset/convert.py --source stdlib --tokenizer tiny --dataset_name stdlib
 python -m benchmarks.busy_computer --model_path Qwen/Qwen2.5-Coder-0.5B
 
-Three contenders take turns: serve.py, serve.py whose threads wait for each other awake (OpenMP's default), and the
-engine of interact.py. The same turns are then repeated beside train.py. Nothing else may run meanwhile.
+Three contenders take turns: serve.py, serve.py with OpenMP's default of threads that spin while they wait, and
+interact.py's engine. The first and the last then take the same turns while train.py runs (spinning threads would take
+up to a minute for an answer). Nothing else may run at the same time.
 """
 
 import contextlib
@@ -24,7 +25,8 @@ from dataclasses import dataclass
 from common.command import Flags, InputError, flag, folder_name, parse_flags, run_command
 from common.files import ROOT
 
-AWAKE = {"GOMP_SPINCOUNT": "300000"}  # libgomp's own default
+SPINNING = "serve.py, spinning threads"
+SPIN = {"GOMP_SPINCOUNT": "300000"}  # libgomp's own default
 CODE = "".join(f"def area_{n}(width, height):\n    return width * height + {n}\n\n\n" for n in range(8))
 SUFFIX = "\n\n\nif __name__ == '__main__':\n    main()\n"
 WORDS = ("total", " =", " area_1(", "2, ", "3)", "\n    print(")  # typed one after the other; each is answered
@@ -46,19 +48,20 @@ def main() -> None:
     with contextlib.ExitStack() as stack:
         contenders = {
             "serve.py": stack.enter_context(served(flags.model_path, {})),
-            "serve.py, threads awake": stack.enter_context(served(flags.model_path, AWAKE)),
+            SPINNING: stack.enter_context(served(flags.model_path, SPIN)),
             "interact.py": in_this_process(flags.model_path),
         }
         quiet = take_turns(contenders, flags.repeats)
         with training(flags) as process:
-            busy = take_turns(contenders, flags.repeats)
+            shipped = {name: answer for name, answer in contenders.items() if name != SPINNING}
+            busy = take_turns(shipped, flags.repeats)
             if process.poll() is not None:
                 raise InputError(f"train.py ended too early; what does it say? {shlex.join(process.args)}")
-    print(f"{'seconds for an answer':<26}{'alone':>8}{'beside train.py':>17}{'times':>7}")
-    for name in contenders:
+    print(f"{'seconds for an answer':<26}{'alone':>8}{'during train.py':>17}{'times':>7}")
+    for name in busy:
         print(f"{name:<26}{quiet[name]:>8.2f}{busy[name]:>17.2f}{busy[name] / quiet[name]:>7.1f}")
-    ratio = quiet["serve.py"] / quiet["serve.py, threads awake"]
-    print(f"Alone, serve.py takes {ratio:.3f} times as long as with threads awake.")
+    ratio = quiet["serve.py"] / quiet[SPINNING]
+    print(f"Alone, serve.py takes {ratio:.3f} times as long as with spinning threads.")
 
 
 def take_turns(contenders: dict[str, Callable[[str], None]], repeats: int) -> dict[str, float]:
