@@ -83,6 +83,14 @@ def test_lower_case(base):
     assert model.tokenizer.decode(model.tokenize("DEF Main")) == "def main"
 
 
+def test_a_tokenizer_that_fails_only_when_used_is_refused(model, tmp_path):
+    model.save(tmp_path)
+    file = tmp_path / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"model_max_length": {}}))
+    with pytest.raises(InputError, match="cannot be loaded as a causal language model"):
+        GPTSingleHead.load(tmp_path)
+
+
 def test_unknown_models_are_refused_in_one_line(tmp_path):
     for name in (str(tmp_path), str(tmp_path / "nothing"), "nobody/no-such-model"):
         with pytest.raises(InputError) as caught:

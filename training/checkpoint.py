@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from common.command import InputError
-from common.files import atomic_write, replace_folder
+from common.files import atomic_write, open_input, replace_folder
 from common.json_files import read_json
 from training.config import TrainConfig
 from training.lora import ADAPTER, has_lora, save_adapter, save_merged
@@ -286,6 +286,7 @@ def restore_checkpoint(
     """
     state = _read_state(folder)
     try:
+        open_input(folder / "optimizer.safetensors", _REMEDY).close()  # a pipe would never end
         optimizer_tensors = load_file(folder / "optimizer.safetensors")
         parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         wanted = {f"{name}/{key}" for name in parameters for key in ("step", "exp_avg", "exp_avg_sq")}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from common.command import InputError, first_line
+from common.files import open_input
 
 if TYPE_CHECKING:
     from model import GPTSingleHead
@@ -33,6 +34,7 @@ def add_lora(model: "GPTSingleHead", config: "TrainConfig", saved: Path | None =
         warnings.simplefilter("ignore")  # GPT-2 stores its matrices transposed, which peft notices by itself
         if saved:
             try:
+                open_input(saved / "adapter_model.safetensors").close()  # a pipe would never end
                 adapted = PeftModel.from_pretrained(model.gpt, str(saved), is_trainable=True)
             except Exception as error:  # a file that someone edited fails in the libraries in many ways
                 raise InputError(

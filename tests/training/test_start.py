@@ -141,6 +141,20 @@ def test_moments_that_no_optimizer_has_are_refused(command, kind, change):
         file.write_bytes(content)
 
 
+def test_a_pipe_in_place_of_the_moments_is_refused(command):
+    run = command("pipe", "--restore_training")
+    file = run / "last" / "optimizer.safetensors"
+    content = file.read_bytes()
+    file.unlink()
+    os.mkfifo(file)
+    try:
+        with pytest.raises(InputError, match=r"optimizer\.safetensors: not a regular file.*start again"):
+            command("pipe", "--restore_training", "--max_steps", 4)
+    finally:
+        file.unlink()
+        file.write_bytes(content)
+
+
 @pytest.mark.parametrize("change", ["renamed", "left out", "added"])
 def test_a_state_of_another_optimizer_is_refused(command, change):
     run = command("state", "--restore_training")
