@@ -77,7 +77,7 @@ class GPTSingleHead(nn.Module):
                 )
                 _check_weights(folder, self.gpt, found["missing_keys"], found["unexpected_keys"])
             self.tokenizer = AutoTokenizer.from_pretrained(folder)
-            self.tokenizer("x")  # some wrong settings fail only at the first use
+            _ = self.tokenizer("x"), self.tokenizer.all_special_ids  # some wrong settings fail only when used
         except InputError:
             raise
         except Exception as error:  # an edited file can fail anywhere in the libraries

@@ -39,7 +39,7 @@ def read_json_lines(path: Path, shape: type[T], remedy: str) -> Iterator[tuple[i
 
 
 def parse_json(text: str | bytes, shape: type[T], place: str, remedy: str) -> T:
-    """The value of a JSON text that has the expected shape.
+    """The value of a JSON text that has the expected shape. Half a character in a text becomes a question mark.
 
     Args:
         shape: dict, or a TypedDict whose values are annotated with int, float (finite, or the -inf of a score that is
@@ -52,6 +52,8 @@ def parse_json(text: str | bytes, shape: type[T], place: str, remedy: str) -> T:
     """
     try:
         value = json.loads(text)
+        if (b"\\u" if isinstance(text, bytes) else "\\u") in text:  # no file can hold half a character
+            value = json.loads(json.dumps(value, ensure_ascii=False).encode(errors="replace"))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{place}: not JSON, perhaps torn ({error}); {remedy}") from None
     if wrong := _mismatch(value, shape, ""):

@@ -83,10 +83,11 @@ def test_lower_case(base):
     assert model.tokenizer.decode(model.tokenize("DEF Main")) == "def main"
 
 
-def test_a_tokenizer_that_fails_only_when_used_is_refused(model, tmp_path):
+@pytest.mark.parametrize("change", [{"model_max_length": {}}, {"unk_token": "\ud800"}])
+def test_a_tokenizer_that_fails_only_when_used_is_refused(model, tmp_path, change):
     model.save(tmp_path)
     file = tmp_path / "tokenizer_config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"model_max_length": {}}))
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
     with pytest.raises(InputError, match="cannot be loaded as a causal language model"):
         GPTSingleHead.load(tmp_path)
 

@@ -74,6 +74,11 @@ def test_any_other_file_gets_one_line(tmp_path, content, said):
     assert said in message
 
 
+def test_half_a_character_becomes_a_question_mark(tmp_path):
+    (tmp_path / "a.json").write_text('{"note": "a\\ud800b \\u00e9 \\ud83d\\ude00"}')
+    assert read_json(tmp_path / "a.json", Extra, "mend it") == {"note": "a?b é 😀"}
+
+
 def test_a_bad_line_is_named_by_its_number(tmp_path):
     path = tmp_path / "x.jsonl"
     path.write_text('{"size": 1}\n\n{"size": 2}')
