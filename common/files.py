@@ -57,9 +57,15 @@ def read_input(path: Path, remedy: str = "name another file") -> bytes:
 
 @contextlib.contextmanager
 def atomic_write(path: Path, mode: str = "w") -> Iterator[IO]:
-    """Open a file that appears under its name only when it is complete and on the disk."""
+    """Open a file that appears under its name only when it is complete and on the disk.
+
+    Raises:
+        InputError: a folder, a pipe or a device has that name, which may be a link; it stays as it is.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     path = Path(os.path.realpath(path))  # a link stays one
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path}: not a regular file, so it cannot be written; name another file, or remove it")
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         _remove_abandoned(file for file in path.parent.iterdir() if _is_temporary(file, path.name))
@@ -87,6 +93,8 @@ def replace_folder(path: Path, durable: bool = True) -> Iterator[Path]:
     crash in that instant `recover_folder` renames it back. Where `path` is a link, what it points to is replaced.
     """
     path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{path}: not a folder; choose another name, or remove it")
     new, old = _beside(path, "new"), _beside(path, "old")
     try:
         recover_folder(path)

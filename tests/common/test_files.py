@@ -78,6 +78,17 @@ with atomic_write(Path(sys.argv[1])) as file:
 """
 
 
+@pytest.mark.parametrize("write", [atomic_write, replace_folder])
+def test_a_pipe_or_a_device_is_never_replaced(tmp_path, write):
+    pipe, link = tmp_path / "pipe", tmp_path / "result"
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+    for path in (pipe, link):
+        with pytest.raises(InputError, match="pipe: not a"), write(path):
+            pass
+    assert pipe.is_fifo() and link.is_symlink() and len(list(tmp_path.iterdir())) == 2
+
+
 def test_what_killed_writers_left_is_removed_and_what_others_still_write_is_not(tmp_path):
     (tmp_path / "tmp").mkdir()
     environment = {"cwd": ROOT, "env": os.environ | {"TMPDIR": str(tmp_path / "tmp")}, "stdout": subprocess.PIPE}
