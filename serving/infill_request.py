@@ -1,4 +1,4 @@
-"""An editor's request at the cursor (llama.cpp's /infill), and the answer in llama.cpp's format.
+"""An editor's request at the cursor, and the answer to it, in the format of llama.cpp's /infill.
 
 `complete_all` decides where the text ends, as in interact.py.
 """
@@ -6,7 +6,6 @@
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, TypedDict
 
 from common.command import InputError
@@ -19,7 +18,7 @@ from completion.settings import Completion, CompletionSettings
 from completion.stop_rules.stop_rule import StopRule, make_stop_rule
 from serving.served_engine import REQUESTS_AT_ONCE, ServedEngine
 
-# Fields of a request, and the settings of `complete` that they set.
+# Fields of a request, and the completion settings that they set.
 SETTINGS = {
     "n_predict": "max_new_tokens",
     "n_cmpl": "num_return_sequences",
@@ -29,7 +28,8 @@ SETTINGS = {
     "repeat_penalty": "repetition_penalty",
     "seed": "seed",
 }
-# At most this many characters of a text and texts of other files are used: the model sees less, and more is slow.
+UNSET = {"n_predict": -1, "seed": -1, "top_k": -1}  # in llama.cpp's protocol these mean: use the default
+# Longer texts are cut, and more chunks ignored: the model would not see the rest, and reading it takes time.
 MOST_CHARACTERS, MOST_EXTRA = 20_000, 32
 STOP_TYPES = {"eos": "eos", "length": "limit", "context": "limit", "interrupted": "limit"}
 
@@ -50,93 +50,44 @@ class Needed(TypedDict):
 
 
 class Fields(Needed, total=False):
-    """The fields of a request; all others are ignored."""
+    """The fields of a request, besides SETTINGS. All others are ignored."""
 
-    prompt: str
+    prompt: str  # comes after input_prefix
     input_extra: list[EditorChunk]
-    n_predict: int
-    n_cmpl: int
-    temperature: float
-    top_k: int
-    top_p: float
-    repeat_penalty: float
-    seed: int
-    stop: list[str]
+    stop: list[str]  # the text ends before any of these
     stream: bool
-    t_max_predict_ms: float
-    response_fields: list[str]
+    t_max_predict_ms: float  # after this time the text ends with the current line; 0: no limit
+    response_fields: list[str]  # the parts of the answer that the client wants, such as `timings/prompt_n`
 
 
-@dataclass(frozen=True)
 class InfillRequest:
     """One request to /infill.
 
-    Attributes:
-        prefix, suffix: the code before and after the cursor.
-        extra: names and texts of pieces of other files.
-        settings: for `complete`.
-        stop_words: the text ends before any of them.
-        milliseconds: after this time the text ends with the current line; 0: no limit.
-        is_warm_up: the editor wants no text; the prompt should only be processed.
-        fields: names of the parts of the answer that the client wants, such as `timings/prompt_n`; empty: all.
+    Raises:
+        InputError: the request is not valid; the message says why.
     """
 
-    prefix: str
-    suffix: str
-    extra: list[tuple[str, str]]
-    settings: dict[str, Any]
-    stop_words: list[str]
-    milliseconds: float
-    stream: bool
-    is_warm_up: bool
-    fields: list[str]
-
-    @classmethod
-    def read(cls, body: bytes) -> "InfillRequest":
-        """Read a request. Raises InputError, with what is wrong, if it is not a valid one."""
-        content = parse_json(body, Fields, "the request", "see docs/completion.md")
-        settings = {ours: content[name] for name, ours in SETTINGS.items() if name in content}
-        warm_up = settings.get("max_new_tokens") == 0
-        no_limit = {"max_new_tokens": -1, "seed": -1, "top_k": -1}  # llama.cpp's values for "no limit"
-        settings = {name: value for name, value in settings.items() if value != no_limit.get(name)}
-        request = cls(
-            prefix=last_lines(_text(content["input_prefix"] + content.get("prompt", ""))),
-            suffix=_text(content["input_suffix"])[:MOST_CHARACTERS],
-            extra=[
-                (_text(chunk.get("filename", "")), _text(chunk["text"])[:MOST_CHARACTERS])
-                for chunk in content.get("input_extra", [])[-MOST_EXTRA:]
-            ],
-            settings=settings | ({"max_new_tokens": 1} if warm_up else {}),
-            stop_words=[word for word in content.get("stop", []) if word],
-            milliseconds=max(0, content.get("t_max_predict_ms", 0)),
-            stream=content.get("stream", False),
-            is_warm_up=warm_up,
-            fields=content.get("response_fields", []),
-        )
-        request.check()
-        return request
-
-    def check(self) -> None:
-        """Raises InputError for a setting outside its range."""
+    def __init__(self, body: bytes):
+        self._fields = parse_json(body.decode(errors="replace"), Fields, "the request", "see docs/completion.md")
+        self.stream = self._fields.get("stream", False)
+        self._prefix = last_lines(self._fields["input_prefix"] + self._fields.get("prompt", ""))
+        self._suffix = self._fields["input_suffix"][:MOST_CHARACTERS]
+        given = {name: self._fields[name] for name in SETTINGS if self._fields.get(name) not in (None, UNSET.get(name))}
+        self._is_warm_up = given.get("n_predict") == 0  # the editor only wants the prompt to be processed
+        if self._is_warm_up:
+            given["n_predict"] = 1
+        self._settings = {SETTINGS[name]: value for name, value in given.items()}
         try:
-            options = CompletionSettings(**self.settings)
+            self._options = CompletionSettings(**self._settings)
         except InputError as error:
             flag, _, reason = str(error).partition(" ")
             names = {f"--{ours}": name for name, ours in SETTINGS.items()}
-            raise InputError(f"{names.get(flag, flag)} {reason}") from None
-        count = options.num_return_sequences
-        if count > REQUESTS_AT_ONCE:  # llama.vscode looks for this sentence
+            raise InputError(f"{names[flag]} {reason}") from None
+        count = self._options.num_return_sequences
+        if count > REQUESTS_AT_ONCE:  # llama.vscode searches error messages for this sentence
             raise InputError(f"Field 'n_cmpl': Value must be between 1 <= value <= {REQUESTS_AT_ONCE}, but got {count}")
         if count > 1 and self.stream:
             raise InputError("n_cmpl: several answers cannot be streamed")
-
-    def context(self, engine: ServedEngine, repository: Repository, max_tokens: int, language: str) -> list[Chunk]:
-        """Choose the chunks that the model sees, from the repository's files and from what the editor sent."""
-        extra = [chunk for name, text in self.extra for chunk in cut_chunks(path_in(repository, name), text)]
-        most = {"max_tokens": max_tokens, "max_new_tokens": CompletionSettings(**self.settings).max_new_tokens}
-        if not max_tokens:
-            return []
-        return choose_context(repository, engine, self.prefix, self.suffix, language, "", extra, **most)
 
     def answer(
         self,
@@ -145,35 +96,47 @@ class InfillRequest:
         context_tokens: int,
         on_text: Callable[[str], None] | None = None,
     ) -> str:
-        """The answer, as JSON.
+        """Return the answer as JSON.
 
         Args:
             engine: used only by this request (`ServedEngine.for_client`).
             context_tokens: the most tokens of other files that the model sees.
             on_text: called with each new piece of the text; the answer then leaves the text out.
         """
-        language = guess_language(self.prefix + self.suffix)
+        language = guess_language(self._prefix + self._suffix)
+        words = [word for word in self._fields.get("stop", []) if word]
+        milliseconds = max(0, self._fields.get("t_max_predict_ms", 0))
 
         def rule(prompt: str) -> StopRule:
-            return with_limits(make_stop_rule("block", prompt, language), self.stop_words, self.milliseconds)
+            return with_limits(make_stop_rule("block", prompt, language), words, milliseconds)
 
         ((_, completions),) = complete_all(
             engine,
-            [self.prefix],
+            [self._prefix],
             language,
-            suffixes=[self.suffix],
-            contexts=[self.context(engine, repository, context_tokens, language)],
+            suffixes=[self._suffix],
+            contexts=[self._context(engine, repository, context_tokens, language)],
             on_text=on_text,
             rule_of=rule,
-            **self.settings,
+            **self._settings,
         )
         answers = [self._describe(engine, number, found) for number, found in enumerate(completions)]
         for answer in answers:
-            if on_text or self.is_warm_up:
+            if on_text or self._is_warm_up:
                 answer["content"] = ""
-        if self.fields:
-            answers = [_select(answer, self.fields) for answer in answers]
-        return to_json(answers if self.settings.get("num_return_sequences", 1) > 1 else answers[0])
+        if wanted := self._fields.get("response_fields"):
+            answers = [_select(answer, wanted) for answer in answers]
+        return to_json(answers if self._options.num_return_sequences > 1 else answers[0])
+
+    def _context(self, engine: ServedEngine, repository: Repository, max_tokens: int, language: str) -> list[Chunk]:
+        """Choose the chunks that the model sees, from the repository's files and from what the editor sent."""
+        if not max_tokens:
+            return []
+        extra: list[Chunk] = []
+        for sent in self._fields.get("input_extra", [])[-MOST_EXTRA:]:
+            extra += cut_chunks(path_in(repository, sent.get("filename", "")), sent["text"][:MOST_CHARACTERS])
+        most = {"max_tokens": max_tokens, "max_new_tokens": self._options.max_new_tokens}
+        return choose_context(repository, engine, self._prefix, self._suffix, language, "", extra, **most)
 
     def _describe(self, engine: ServedEngine, number: int, completion: Completion) -> dict:
         timings = engine.timings
@@ -186,7 +149,7 @@ class InfillRequest:
             "model": engine.model_name,
             "tokens_predicted": len(completion.tokens),
             "tokens_evaluated": evaluated,
-            "generation_settings": self.settings,
+            "generation_settings": self._settings,
             "has_new_line": "\n" in completion.text,
             "truncated": completion.prompt_tokens_dropped > 0,
             "stop_type": STOP_TYPES.get(completion.stop_reason, "word"),
@@ -197,12 +160,12 @@ class InfillRequest:
 
 
 def piece_of_answer(text: str) -> str:
-    """A part of a streamed answer, as JSON."""
+    """Return one piece of a streamed answer as JSON."""
     return to_json({"index": 0, "content": text, "tokens": [], "stop": False})
 
 
 def to_json(value: object) -> str:
-    return json.dumps(value, separators=(",", ":"))  # llama.vim looks for `"content":"`, without a blank
+    return json.dumps(value, separators=(",", ":"))  # llama.vim searches for `"content":"` without a space
 
 
 def with_limits(rule: StopRule, words: list[str], milliseconds: float) -> StopRule:
@@ -219,7 +182,7 @@ def with_limits(rule: StopRule, words: list[str], milliseconds: float) -> StopRu
             ends += [line_end] * (line_end >= 0)
         if ends:
             safe, done = min(safe, *ends), True
-        elif not done:  # the beginning of a stop word is not shown yet
+        elif not done:  # hold back what may be the beginning of a stop word
             begun = (n for word in words for n in range(1, len(word)) if text.endswith(word[:n]))
             safe = min(safe, len(text) - max(begun, default=0))
         shown = safe
@@ -239,8 +202,9 @@ def last_lines(text: str) -> str:
 def path_in(repository: Repository, file: str) -> str:
     """Return a file's path below the repository's folder, or only its name if it is outside."""
     file = " ".join(file.replace("\\", "/").split())
-    folder = f"{repository.folder.resolve().as_posix()}/" if repository.folder else "/"
-    return file.removeprefix(folder) if folder != "/" and file.startswith(folder) else file.rpartition("/")[2]
+    if repository.folder and file.startswith(folder := f"{repository.folder.resolve().as_posix()}/"):
+        return file.removeprefix(folder)
+    return file.rpartition("/")[2]
 
 
 def guess_language(text: str) -> str:
@@ -249,12 +213,8 @@ def guess_language(text: str) -> str:
     return "java" if sum(line.endswith((";", "{", "}")) for line in lines) > len(lines) / 10 else "python"
 
 
-def _text(text: str) -> str:
-    return text.encode(errors="replace").decode()  # an editor may cut a character in two
-
-
 def _select(answer: dict, fields: list[str]) -> dict:
-    """The fields that a client asks for, under the names it gives them: `timings/prompt_n` is inside `timings`."""
+    """Return the fields that a client asks for, under the client's names; `timings/prompt_n` is inside `timings`."""
     found = {}
     for field in fields:
         value: Any = answer

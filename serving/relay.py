@@ -125,7 +125,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def infill(self, engine: ServedEngine, body: bytes) -> None:
         try:
-            request = InfillRequest.read(body)
+            request = InfillRequest(body)
             project = (self.server.repository, self.server.context_tokens)
             if request.stream:
                 self.start(200, "text/event-stream")

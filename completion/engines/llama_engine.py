@@ -1,8 +1,12 @@
-"""Generate with llama.cpp, in this process and on its CPU; neither torch nor transformers is imported."""
+"""Generate with llama.cpp, in this process and on its CPU. Imports neither torch nor transformers."""
 
 import math
+import os
 import queue
 import random
+import secrets
+import socket
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,30 +14,35 @@ from pathlib import Path
 
 from common.command import first_line
 from completion.engines.engine import Step
-from completion.engines.llama_server import load_library, set_threads, start_private
+from completion.engines.llama_server import load_library, start_server
 from completion.gguf_export.errors import CannotConvert
 from completion.gguf_export.gguf_cache import converted
 from completion.prompt import Prompt, PromptEnd
 from completion.settings import CompletionSettings
 from completion.tokens import Vocabulary, context_length, decodable
 
-SEQUENCES = 8  # that decode together at most, unless one prompt has more candidates
-ROOM = 1024  # tokens of context at least, so that a conversation need not begin anew at every prompt
-# Tokens this much less likely than the most likely one are not sorted for top_p, which would take as long as a small
-# model's layers. Even 100,000 of them have at most 1 % of the probability together.
+SEQUENCES = 8  # the most that are decoded together, unless one prompt has more candidates
+SHORTEST_CONTEXT = 1024  # tokens; so that a conversation does not need a larger server after every prompt
+# A token whose probability is less than this times that of the most likely token is dropped before top_p. Sorting all
+# tokens would take as long as a small model's layers. Even 100,000 such tokens have at most 1 % of the probability.
 NEGLIGIBLE = 1e-7
 CONSIDERED = 256  # most likely tokens, among which those that spell the prompt's end are searched
-# A prompt of more tokens than this is not read twice, once for the greedy candidate and once for the others: it is
-# decoded in turn instead, which costs less.
+# With several candidates, the greedy one and the sampled ones are two requests. They run at the same time, and both
+# read the prompt. A prompt of more tokens than this is read only once, and the requests run one after the other.
 READ_TWICE = 256
+
+# Grammars in llama.cpp's notation, GBNF.
+ANY_TEXT = r"[\x00-\U0010FFFF]*"
+NOT_BLANK = rf"[ \t\r\n]* [^ \t\r\n] {ANY_TEXT}"
+WHOLE_CHARACTERS = r"root ::= [\x00-\x7F]+"  # llama.cpp gives no probabilities for a token that is part of a character
 
 
 class LlamaEngine:
-    """A model folder as llama.cpp runs it, converted on first use.
+    """A saved model that llama.cpp runs. It is converted to GGUF on first use.
 
     Args:
-        folder: of a saved model.
-        kind: how its weights are stored: q8_0 or f16.
+        folder: of the saved model.
+        kind: how weights are stored, q8_0 or f16.
     Raises:
         CannotConvert: llama.cpp cannot run the model.
         ImportError: xllamacpp or gguf is not installed, or does not work on this machine.
@@ -43,26 +52,26 @@ class LlamaEngine:
     def __init__(self, folder: Path, kind: str = "q8_0"):
         self._library = load_library()
         self.name = f"llama.cpp, {kind.upper()}"
-        self._server, self._sequences, self._room = None, 0, 0
+        self._server, self._sequences, self._length = None, 0, 0
         self._file = converted(folder, kind)
         self.vocabulary = Vocabulary.load(folder)
         self.context_length = context_length(folder)
         try:
-            self._serve(1, 1)
+            self._prepare(1, 1)
         except RuntimeError:  # llama.cpp does not say why; the cached file may be damaged
             self._file = converted(folder, kind, again=True)
             try:
-                self._serve(1, 1)
+                self._prepare(1, 1)
             except RuntimeError as error:
                 raise CannotConvert(f"it cannot load the converted file ({first_line(error)})") from None
-        # A server that is deleted before its loop has begun waits for the loop's end for ever.
+        # A server that is deleted before its loop has started waits forever for the loop's end.
         self._ask({"prompt": [0], "n_predict": 0}, lambda choice: True)
 
     def stream(self, prompts: Sequence[Prompt], options: CompletionSettings, over: set[int]) -> Iterator[Step]:
         """See `Engine.stream`."""
-        room = max(len(prompt.ids) + len(prompt.end.text) for prompt in prompts) + options.max_new_tokens
+        length = max(len(prompt.ids) + len(prompt.end.text) for prompt in prompts) + options.max_new_tokens
         at_once = max(1, min(len(prompts), SEQUENCES // options.candidates))
-        self._serve(min(room, self.context_length), at_once * options.candidates)
+        self._prepare(min(length, self.context_length), at_once * options.candidates)
         steps: queue.SimpleQueue[Step | BaseException | None] = queue.SimpleQueue()
         closing = threading.Event()
 
@@ -75,7 +84,7 @@ class LlamaEngine:
                 if not closing.is_set():
                     self._generate(prompt, options, range(first, first + options.candidates), emit)
                 steps.put(None)
-            except BaseException as error:  # shown by the thread that reads the steps
+            except BaseException as error:  # the thread that reads the steps raises it again
                 steps.put(error)
 
         with ThreadPoolExecutor(at_once) as pool:
@@ -95,25 +104,18 @@ class LlamaEngine:
                 closing.set()
 
     def answer(self, request: dict, sequences: int) -> None:
-        """Have llama.cpp answer a request in its own form; `stream` is compared with the time of that."""
-        self._serve(len(request["prompt"]) + request["n_predict"], sequences)
+        """Have llama.cpp answer a request in its own format. The benchmark compares `stream` with this."""
+        self._prepare(len(request["prompt"]) + request["n_predict"], sequences)
         self._ask(request, lambda choice: False)
 
     def _generate(
         self, prompt: Prompt, options: CompletionSettings, numbers: Sequence[int], emit: Callable[[Step], bool]
     ) -> None:
-        """Generate the candidates with these numbers; `emit` takes each token and answers whether that is enough."""
-        request: dict = {"prompt": prompt.ids}
-        given: float | None = 0.0  # the log-probability of all first tokens that spell the prompt's end
-        if prompt.needs_text:
-            request["grammar"] = f"root ::= {SOME_TEXT}"
-        if prompt.end.text:
-            likely = self._likeliest(prompt.ids)
-            fitting = {token: likely[token] for token in self._fitting(prompt.end, likely)}
-            request["grammar"] = grammar(prompt.end, fitting, SOME_TEXT if prompt.needs_text else ANY)
-            given = math.log(sum(map(math.exp, fitting.values()))) if fitting else None
+        """Generate the candidates with these numbers. `emit` is called with each token, and returns true at the last
+        one that its candidate needs."""
         most = options.max_new_tokens + len(prompt.end.text)
-        request |= {
+        request = {
+            "prompt": prompt.ids,
             "n_predict": min(most, self.context_length - len(prompt.ids)),
             "n_probs": 1,
             "samplers": ["penalties", "temperature", "min_p", "top_k", "top_p"],
@@ -124,13 +126,20 @@ class LlamaEngine:
             "repeat_last_n": self.context_length,
             "seed": random.getrandbits(31) if prompt.seed is None else prompt.seed,
         }
+        end_log_prob: float | None = 0.0  # the log-probability of all first tokens that spell the prompt's end
+        if prompt.end.text:
+            fitting = self._fitting(prompt)
+            request["grammar"] = grammar(prompt.end, fitting, NOT_BLANK if prompt.needs_text else ANY_TEXT)
+            end_log_prob = math.log(sum(map(math.exp, fitting.values()))) if fitting else None
+        elif prompt.needs_text:
+            request["grammar"] = f"root ::= {NOT_BLANK}"
         greedy = len(numbers) > 1 or options.temperature == 0
         parts = [(0.0, numbers[:greedy]), (options.temperature, numbers[greedy:])]
         parts = [part for part in parts if part[1]]
-        # With a seed in turn too: what shares a step with a sequence decides the last bits of its sums.
+        # Also with a seed one after the other: sequences that are computed together change each other's last bits.
         together = len(prompt.ids) <= READ_TWICE and prompt.seed is None
         with ThreadPoolExecutor(len(parts) if together else 1) as pool:
-            for _ in pool.map(lambda part: self._sample(request, *part, given, emit), parts):
+            for _ in pool.map(lambda part: self._sample(request, *part, end_log_prob, emit), parts):
                 pass
 
     def _sample(
@@ -138,26 +147,26 @@ class LlamaEngine:
         request: dict,
         temperature: float,
         numbers: Sequence[int],
-        given: float | None,
+        end_log_prob: float | None,
         emit: Callable[[Step], bool],
     ) -> None:
         """Generate candidates at one temperature."""
-        begun, enough = set(), set()
+        begun, finished = set(), set()
 
         def read(choice: dict) -> bool:
             number = numbers[choice["index"]]
             for token, log_prob in self._tokens(choice):
                 if log_prob is not None and number not in begun:
-                    log_prob = None if given is None else min(0.0, log_prob - given)
+                    log_prob = None if end_log_prob is None else min(0.0, log_prob - end_log_prob)
                 begun.add(number)
                 if emit(Step(number, token, log_prob)):
-                    enough.add(number)
-            return len(enough) == len(numbers)
+                    finished.add(number)
+            return len(finished) == len(numbers)
 
         self._ask(request | {"n": len(numbers), "temperature": temperature}, read)
 
     def _ask(self, request: dict, read: Callable[[dict], bool]) -> None:
-        """Send a request; `read` takes each part of the answer and says whether that is enough."""
+        """Send a request. `read` is called with each part of the answer, and returns true when that is enough."""
         failures = []
 
         def guarded(chunk: dict) -> bool:
@@ -165,7 +174,7 @@ class LlamaEngine:
                 if "error" in chunk:
                     raise RuntimeError(f"llama.cpp: {chunk['error']['message']}")
                 return read(chunk["choices"][0])
-            except BaseException as error:  # an exception must not leave a function that C++ has called
+            except BaseException as error:  # C++ called this function, and an exception must not reach C++
                 failures.append(error)
                 return True
 
@@ -173,31 +182,27 @@ class LlamaEngine:
         if failures:
             raise failures[0]
 
-    def _likeliest(self, ids: list[int]) -> dict[int, float]:
-        """The likeliest next tokens and their log-probabilities."""
-        found: dict[int, float] = {}
+    def _fitting(self, prompt: Prompt) -> dict[int, float]:
+        """Return the likely tokens that the answer may start with, and their log-probabilities."""
+        likely: dict[int, float] = {}
 
         def read(choice: dict) -> bool:
             for score in _scores(choice):
-                found.update((entry["id"], entry["logprob"]) for entry in score["top_logprobs"])
+                likely.update((entry["id"], entry["logprob"]) for entry in score["top_logprobs"])
             return False
 
-        request = {"prompt": ids, "n_predict": 1, "n_probs": CONSIDERED, "temperature": 0, "grammar": WHOLE_CHARACTERS}
-        self._ask(request, read)
-        return found
+        request = {"prompt": prompt.ids, "n_predict": 1, "n_probs": CONSIDERED, "temperature": 0}
+        self._ask(request | {"grammar": WHOLE_CHARACTERS}, read)
+        inner = {way[0] for way in prompt.end.ways if way}
 
-    def _fitting(self, end: PromptEnd, likely: dict[int, float]) -> list[int]:
-        """The likely tokens that the answer may start with."""
-        inner = {way[0] for way in end.ways if way}
-        spelled = {token: self.vocabulary.bytes_of(token) for token in likely}
-        return [
-            token
-            for token, text in spelled.items()
-            if token in inner or (text.startswith(end.text) and decodable(text))
-        ]
+        def fits(token: int) -> bool:
+            text = self.vocabulary.bytes_of(token)
+            return token in inner or (text.startswith(prompt.end.text) and decodable(text))
+
+        return {token: log_prob for token, log_prob in likely.items() if fits(token)}
 
     def _tokens(self, choice: dict) -> Iterator[tuple[int, float | None]]:
-        """The tokens of a part of an answer. A character of several comes as one part that names only the last."""
+        """Yield the tokens of a part of an answer. Of the tokens of one character, the part names only the last."""
         for score in _scores(choice):
             last, content = self.vocabulary.bytes_of(score["id"]), choice["text"].encode()
             if last and content != last and content.endswith(last):
@@ -205,26 +210,29 @@ class LlamaEngine:
                     yield token, None
             yield score["id"], score["logprob"]
 
-    def _serve(self, room: int, sequences: int) -> None:
-        """Have a server with room for this many tokens in each of so many sequences."""
-        if self._server and room <= self._room and sequences <= self._sequences:
+    def _prepare(self, length: int, sequences: int) -> None:
+        """Have a server with room for this many sequences of this many tokens."""
+        if self._server and length <= self._length and sequences <= self._sequences:
             return
-        room = min(self.context_length, max(ROOM, 1 << (room - 1).bit_length()))
-        self._room, self._sequences = max(room, self._room), max(sequences, self._sequences)
-        self._server = None  # its memory first
-        params = self._library.CommonParams()
-        params.model.path = str(self._file)
-        params.n_ctx, params.n_parallel = self._room * self._sequences, self._sequences
-        params.warmup = params.fit_params = params.ui = params.cache_idle_slots = False
-        params.endpoint_slots = params.endpoint_props = False
-        params.cache_ram_mib = params.verbosity = params.n_gpu_layers = 0
-        set_threads(params, self._file)
-        self._server = start_private(self._library.Server, params)
-
-
-ANY = r"[\x00-\U0010FFFF]*"
-SOME_TEXT = rf"[ \t\r\n]* [^ \t\r\n] {ANY}"
-WHOLE_CHARACTERS = r"root ::= [\x00-\x7F]+"  # llama.cpp gives no probabilities for a token that is a part of one
+        length = min(self.context_length, max(SHORTEST_CONTEXT, 1 << (length - 1).bit_length()))
+        self._length, self._sequences = max(length, self._length), max(sequences, self._sequences)
+        self._server = None  # first, to free its memory
+        # Only this process uses the server, and not through a socket: nobody else may enter the folder of the socket,
+        # and a socket whose file was removed cannot be connected to.
+        with tempfile.TemporaryDirectory(prefix="autocoder-", ignore_cleanup_errors=True) as folder:
+            private = {"hostnames": [f"{folder}/x.sock"]}
+            if os.name == "nt" or not hasattr(socket, "AF_UNIX"):
+                private = {"hostnames": ["127.0.0.1"], "port": 0, "api_keys": [secrets.token_hex(32)]}
+            self._server = start_server(
+                self._library,
+                self._file,
+                n_ctx=self._length * self._sequences,
+                n_parallel=self._sequences,
+                n_gpu_layers=0,
+                cache_idle_slots=False,
+                endpoint_props=False,
+                **private,
+            )
 
 
 def _scores(choice: dict) -> list[dict]:
@@ -232,10 +240,10 @@ def _scores(choice: dict) -> list[dict]:
 
 
 def grammar(end: PromptEnd, fitting: Sequence[int], rest: str) -> str:
-    """A grammar in llama.cpp's GBNF: the answer starts with the prompt's end and goes on with `rest`.
+    """Return a grammar in GBNF: the answer starts with the prompt's end and goes on with `rest`.
 
-    It names the likely tokens that spell the whole end, since a grammar of characters would also allow any token that
-    spells a part of it. After the first token of a longer tokenization, characters are enough.
+    The grammar names the likely tokens that spell the whole end, because a grammar of characters would also allow any
+    token that spells a part of it. After the first token of a longer tokenization, characters are enough.
     """
     spelled = end.vocabulary.bytes_of
     choices = [f"<[{token}]>" for token in fitting if (token,) not in end.ways]
@@ -244,7 +252,7 @@ def grammar(end: PromptEnd, fitting: Sequence[int], rest: str) -> str:
             choices.append(" ".join(f"<[{token}]>" for token in way) + f" {literal(end.rest(way))}")
     if all(decodable(spelled(token)) for token in end.exact):
         choices.append(" ".join(f"<[{token}]>" for token in end.exact))
-    else:  # a character of several tokens, which the grammar follows byte by byte
+    else:  # a character of several tokens, which the grammar checks byte by byte
         choices.append(literal(end.text))
     return f"root ::= ({' | '.join(dict.fromkeys(choices))}) {rest}"
 

@@ -1,4 +1,4 @@
-"""The engine that suits a model and this machine: llama.cpp on a CPU, PyTorch on a GPU or where llama.cpp cannot."""
+"""Choose the engine: llama.cpp on a CPU, PyTorch on a GPU and for models that llama.cpp cannot run."""
 
 import gc
 import sys
@@ -10,19 +10,18 @@ from common.model_files import find_pretrained, read_config
 from completion.engines.engine import Engine
 from completion.gguf_export.errors import CannotConvert
 
-IN_LLAMA_CPP = ("q8_0", "f16")
 IN_PYTORCH = ("fp32", "bf16", "fp16")
-ENGINE_PRECISIONS = ("auto", *IN_LLAMA_CPP, *IN_PYTORCH)
+ENGINE_PRECISIONS = ("auto", "q8_0", "f16", *IN_PYTORCH)
 
 
 def load_engine(path: str, precision: str = "auto") -> Engine:
-    """The model at `path`, ready to complete; a line on stderr says why, if llama.cpp should run it and cannot.
+    """Load the model at `path`. If llama.cpp should run it and cannot, a line on stderr says why.
 
     Args:
         path: a run folder, a model folder, a known name or a Hub id.
         precision: of ENGINE_PRECISIONS. auto: llama.cpp's 8-bit weights on a CPU, 16 bits in PyTorch on a GPU.
     Raises:
-        InputError: no such model, or it cannot be run in this precision.
+        InputError: there is no such model, or it cannot be run in this precision.
     """
     folder = find_pretrained(path)
     read_config(folder)
@@ -37,14 +36,14 @@ def load_engine(path: str, precision: str = "auto") -> Engine:
     except CannotConvert as error:
         reason = f"llama.cpp cannot run it: {error}"
     if precision != "auto":
-        raise InputError(f"{folder}: {reason}; leave out --precision {precision}, and PyTorch runs it")
-    engine = _in_pytorch(folder, precision)  # first, since it may fail in turn, and says better why
+        raise InputError(f"{folder}: {reason}; leave out --precision {precision} to run it with PyTorch")
+    engine = _in_pytorch(folder, precision)  # before the note: if this fails too, its own error says more
     print(f"note: {folder}: {reason}; PyTorch runs it", file=sys.stderr)
     return engine
 
 
 def _in_pytorch(folder: Path, precision: str) -> Engine:
-    gc.disable()  # none of the objects that importing makes is garbage: to look for it, now and at exit, costs a second
+    gc.disable()  # importing makes no garbage, and searching for it among so many objects takes a second
     from common.devices import choose_device, choose_dtype
     from completion.engines.torch_engine import TorchEngine
     from model import GPTSingleHead, use_fast_kernels
@@ -53,6 +52,6 @@ def _in_pytorch(folder: Path, precision: str) -> Engine:
     model = GPTSingleHead.load(folder).eval().requires_grad_(False).to(device)
     use_fast_kernels(model.gpt)
     model.gpt.to(choose_dtype(precision, device))
-    gc.freeze()
+    gc.freeze()  # so that the search for garbage at exit leaves these objects out, too
     gc.enable()
     return TorchEngine(model)
