@@ -14,11 +14,11 @@ from common.command import Flags, InputError, flag, output_file, parse_flags, ru
 
 @dataclass
 class ExportConfig(Flags):
-    model_path: str = flag("tiny", "folder of a saved model, a known name or a Hub id")
-    output: str = flag("model.gguf", "the file to write; an older one is replaced", type=output_file(".gguf"))
+    model_path: str = flag("tiny", "a run folder, a model folder, a known name or a Hub id")
+    output: str = flag("model.gguf", "the file to write; an existing file is replaced", type=output_file(".gguf"))
     type: str = flag(
         "q8_0",
-        "q8_0: 8 bits and a half for a weight; f16: 16, twice the size and closer to it",
+        "q8_0: 8.5 bits for each weight; f16: 16 bits, twice the size, more exact",
         choices=("q8_0", "f16"),
     )
 
@@ -31,12 +31,12 @@ def main(argv: list[str] | None = None) -> None:
 
     folder, output = find_pretrained(config.model_path), Path(config.output)
     try:
-        vocabulary = convert(folder, output, config.type)
+        difference = convert(folder, output, config.type)
     except CannotConvert as error:
         raise InputError(f"{folder}: cannot be written as GGUF: {error}") from None
     print(f"{output}: {output.stat().st_size / 1e6:.1f} MB, {config.type}")
-    if vocabulary.difference:
-        print(f"other programs may cut texts into other tokens with it: {vocabulary.difference}")
+    if difference:
+        print(f"other programs may split texts into other tokens: {difference}")
 
 
 if __name__ == "__main__":

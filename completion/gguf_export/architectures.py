@@ -1,4 +1,4 @@
-"""What llama.cpp needs to know of a Hugging Face model's config.json: its metadata, and how each tensor is laid out."""
+"""What llama.cpp needs from a Hugging Face model's config.json: the metadata, and the layout of each tensor."""
 
 import math
 from collections.abc import Callable
@@ -12,26 +12,26 @@ from completion.gguf_export.errors import CannotConvert
 
 
 def _interleaved(heads: int, size: int) -> np.ndarray:
-    """Rows stored as query, key and value head by head, in the order of all queries, all keys, all values."""
+    """Reorder rows from query, key and value for each head to all queries, then all keys, then all values."""
     return np.arange(heads * 3 * size).reshape(heads, 3, size).swapaxes(0, 1).ravel()
 
 
 def _neighbours(heads: int, size: int) -> np.ndarray:
-    """A row of each half of a head in turn: llama.cpp rotates neighbours, transformers the halves of a head."""
+    """Alternate rows of the two halves of each head: llama.cpp rotates neighbours, transformers rotates halves."""
     return np.arange(heads * size).reshape(heads, 2, size // 2).swapaxes(1, 2).ravel()
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """How the models of one `model_type` are written.
+    """How models of one `model_type` are written.
 
     Attributes:
         arch: llama.cpp's architecture.
-        only: the values of a setting that llama.cpp computes exactly; a model with another one is refused.
-        defaults: transformers' defaults, under the names of RENAMED.
-        rows: pattern of names -> order of rows, of the weights and biases whose rows llama.cpp has in another order.
-        transposed: pattern of the names of weights that are stored [in, out].
-        copies_head: llama.cpp has no tied output layer for the architecture, so that the embedding is stored twice.
+        only: for some settings, the values that llama.cpp computes exactly; a model with another value is refused.
+        defaults: transformers' defaults, under the names in RENAMED.
+        rows: for tensors whose rows llama.cpp has in another order, a pattern of their names -> that order.
+        transposed: a pattern of the names of weights that transformers stores as [in, out].
+        copies_head: whether a tied embedding is stored twice, because llama.cpp has no tied output layer here.
     """
 
     arch: MODEL_ARCH
@@ -43,7 +43,7 @@ class Architecture:
     copies_head: bool = False
 
 
-RENAMED = {  # GPT-2's names of settings, and the different names of the normalisation's epsilon
+RENAMED = {  # GPT-2's names of settings, and the many names of the normalisation's epsilon
     **{"n_embd": "hidden_size", "n_layer": "num_hidden_layers", "n_head": "num_attention_heads"},
     **{"n_positions": "max_position_embeddings", "n_inner": "intermediate_size"},
     **{"layer_norm_epsilon": "eps", "layer_norm_eps": "eps", "norm_epsilon": "eps", "rms_norm_eps": "eps"},
@@ -85,9 +85,9 @@ class Layout:
     """How a model's tensors are stored in the GGUF file.
 
     Attributes:
-        tied: the output layer is the token embedding.
-        rows: pattern of names -> order of rows [rows] int64.
-        extra: tensors that the model computes rather than stores, by GGUF name.
+        tied: whether the output layer is the token embedding.
+        rows: a pattern of tensor names -> the order of their rows, [rows] int64.
+        extra: tensors that transformers computes and does not store, by their GGUF names.
     """
 
     known: Architecture
@@ -98,14 +98,14 @@ class Layout:
 
 
 def describe_model(config: dict[str, Any], writer_for: Callable[[str], GGUFWriter]) -> tuple[GGUFWriter, Layout]:
-    """Read config.json: a writer that holds the model's metadata, and the layout of its tensors.
+    """Return a writer with the model's metadata, and the layout of the model's tensors.
 
     Args:
         config: as `common.model_files.read_config` returns it.
         writer_for: makes a GGUFWriter from llama.cpp's name of an architecture.
     Raises:
-        CannotConvert: the architecture is unknown, or uses something that llama.cpp may not compute in the same way.
-        LookupError, TypeError, ValueError: config.json lacks something, or has a value of the wrong type.
+        CannotConvert: the architecture is unknown, or uses something that llama.cpp may compute differently.
+        LookupError, TypeError, ValueError: config.json lacks a setting, or a value has the wrong type.
     """
     kind = config.get("model_type")
     if kind not in ARCHITECTURES:
@@ -123,9 +123,11 @@ def describe_model(config: dict[str, Any], writer_for: Callable[[str], GGUFWrite
     size = config.get("head_dim") or width // heads
     keys = 1 if known.rows and config.get("multi_query") else config.get("num_key_value_heads") or heads
     if heads % keys or (known.rotary and size % 2) or (not config.get("head_dim") and width % heads):
-        raise CannotConvert(f"its attention has {heads} heads of {size} numbers for {keys} keys")  # it would abort
+        raise CannotConvert(
+            f"its attention has {heads} heads of {size} numbers for {keys} keys"
+        )  # llama.cpp would abort
     context = config["max_position_embeddings"]
-    if kind == "starcoder2":  # llama.cpp attends to the whole text, which is the same within one window
+    if kind == "starcoder2":  # llama.cpp knows no sliding window; a text within one window gives the same result
         context = min(context, config.get("sliding_window") or math.inf)
 
     writer = writer_for(MODEL_ARCH_NAMES[known.arch])
@@ -148,13 +150,13 @@ def describe_model(config: dict[str, Any], writer_for: Callable[[str], GGUFWrite
 
 
 def _add_rotary(writer: GGUFWriter, config: dict[str, Any], size: int, layout: Layout) -> None:
-    # transformers 5 writes rope_parameters, earlier versions rope_theta and rope_scaling
+    # transformers 5 writes rope_parameters, earlier versions wrote rope_theta and rope_scaling
     rope = {"rope_theta": config.get("rope_theta") or config.get("rotary_emb_base") or 10000.0}
     rope |= (config.get("rope_scaling") or {}) | (config.get("rope_parameters") or {})
     share = rope.get("partial_rotary_factor", config.get("rotary_pct", 1.0))
     if "rotary_pct" not in config:
         if share != 1:
-            raise CannotConvert("its rotary embedding turns a part of each head only")
+            raise CannotConvert("its rotary embedding rotates only a part of each head")
         writer.add_key_length(size)
         writer.add_value_length(size)
     turned = int(size * share)
@@ -175,7 +177,7 @@ def _add_rotary(writer: GGUFWriter, config: dict[str, Any], size: int, layout: L
 
 
 def _add_yarn(writer: GGUFWriter, rope: dict[str, Any]) -> None:
-    """YaRN (https://arxiv.org/abs/2309.00071), whose attention factor llama.cpp computes from the scaling factor."""
+    """Write YaRN scaling (https://arxiv.org/abs/2309.00071). llama.cpp computes its attention factor from `factor`."""
     factor = rope["factor"]
     usual = 0.1 * math.log(factor) + 1
     if not math.isclose(rope.get("attention_factor") or usual, usual, rel_tol=1e-4):
@@ -190,9 +192,10 @@ def _add_yarn(writer: GGUFWriter, rope: dict[str, Any]) -> None:
 
 
 def _llama3_factors(rope: dict[str, Any], dimensions: int) -> np.ndarray:
-    """What each rotary frequency is divided by: long waves by `factor`, short ones by 1, smoothly between.
+    """Return the number by which each rotary frequency is divided, float32 [dimensions / 2].
 
-    The formula is Llama 3.1's (`apply_scaling` in github.com/meta-llama/llama-models). float32 [dimensions / 2].
+    It is `factor` for long waves, 1 for short ones, and in between for the others. The formula is Llama 3.1's
+    (`apply_scaling` in github.com/meta-llama/llama-models).
     """
     frequency = rope["rope_theta"] ** (-np.arange(0, dimensions, 2) / dimensions)
     waves = rope["original_max_position_embeddings"] * frequency / (2 * np.pi)  # that fit into the first context

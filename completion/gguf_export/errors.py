@@ -1,5 +1,5 @@
-"""Why a model has no GGUF form; apart, since a model that the cache has needs nothing of the converter."""
+"""The converter's error. It has its own file, because a model that is in the cache needs nothing else from here."""
 
 
 class CannotConvert(Exception):
-    """llama.cpp is not certain to compute what transformers does. The message is one line that says why."""
+    """llama.cpp may not compute what transformers computes. The message is one line that says why."""

@@ -1,4 +1,4 @@
-"""A saved Hugging Face model as a GGUF file, llama.cpp's format, without torch or transformers.
+"""Write a saved Hugging Face model as a GGUF file, llama.cpp's format. Needs neither torch nor transformers.
 
 convert(Path("model/my_run/0_GPTSingleHead"), Path("model.gguf"), "q8_0")
 """
@@ -22,15 +22,15 @@ from common.files import atomic_write
 from common.model_files import COMPLETE_COPY, read_config, weight_shards
 from completion.gguf_export.architectures import Layout, describe_model
 from completion.gguf_export.errors import CannotConvert
-from completion.gguf_export.gguf_vocabulary import TokenizerMatch, add_vocabulary
+from completion.gguf_export.gguf_vocabulary import add_vocabulary
 
 FILE_TYPES = {
     "q8_0": (gguf.GGMLQuantizationType.Q8_0, gguf.LlamaFileType.MOSTLY_Q8_0),
     "f16": (gguf.GGMLQuantizationType.F16, gguf.LlamaFileType.MOSTLY_F16),
 }
-CHUNK = 1 << 20  # weights converted at a time, so that memory does not grow with the largest tensor
+CHUNK = 1 << 20  # weights that are converted at a time, so that a large tensor does not need much memory
 DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
-# Causal masks and rotary frequencies, which older versions of transformers stored
+# Causal masks and rotary frequencies, which older versions of transformers saved, too
 NOT_WEIGHTS = re.compile(r"\.(attn|attention)\.(masked_)?bias$|rotary_emb\.inv_freq$")
 OUTPUT_LAYER = ("lm_head.weight", "embed_out.weight")
 BLOCK = re.compile(r"blk\.(\d+)\.")
@@ -38,11 +38,11 @@ BLOCK = re.compile(r"blk\.(\d+)\.")
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor that is read when it is written, so that memory holds one at a time.
+    """A tensor that is not read before it is written, so that only one is in memory at a time.
 
     Attributes:
-        read: gives its numbers; bfloat16 as uint16.
-        rows: the order in which its rows are written, if another.
+        read: returns its numbers, bfloat16 as uint16.
+        rows: the order in which its rows are written; None: as they are.
     """
 
     shape: tuple[int, ...]
@@ -50,7 +50,7 @@ class Tensor:
     rows: np.ndarray | None = None
 
     def chunks(self) -> Iterator[np.ndarray]:
-        """Its rows in their new order, some at a time, as float32."""
+        """Yield the rows in their new order as float32, some at a time."""
         data = self.read()
         step = max(1, CHUNK // math.prod(self.shape[1:]))
         for start in range(0, len(data), step):
@@ -61,20 +61,22 @@ class Tensor:
             yield values.astype(np.float32)
 
 
-def convert(folder: Path, output: Path, kind: str = "q8_0") -> TokenizerMatch:
-    """Write the model in `folder` to the GGUF file `output`, which appears when it is complete.
+def convert(folder: Path, output: Path, kind: str = "q8_0") -> str | None:
+    """Write the model in `folder` to the GGUF file `output`, which appears only when it is complete.
 
     Args:
-        kind: how matrices are stored, of FILE_TYPES: `q8_0` 8 bits with a scale for every 32 weights, or `f16`. Where
-            the length of a row is no multiple of 32, it is f16 in both; vectors stay float32.
+        kind: how matrices are stored. `q8_0`: 8 bits, and a scale for every 32 weights; a matrix whose rows are no
+            multiple of 32 long is stored as f16. `f16`: 16 bits. Vectors are float32 in both.
+    Returns:
+        Why other programs may tokenize differently with the file, or None, as `add_vocabulary`.
     Raises:
-        CannotConvert: llama.cpp may not compute what transformers computes; says why.
+        CannotConvert: llama.cpp may not compute what transformers computes; the message says why.
         InputError: the folder's files are damaged, so that no other program can use them either.
     """
     config = read_config(folder)
     try:
         writer, layout = describe_model(config, lambda arch: gguf.GGUFWriter(None, arch))
-        match = add_vocabulary(writer, folder, config)
+        difference = add_vocabulary(writer, folder, config)
         writer.add_type(gguf.GGUFType.MODEL)
         writer.add_name(folder.resolve().name)
         writer.add_file_type(FILE_TYPES[kind][1])
@@ -92,7 +94,7 @@ def convert(folder: Path, output: Path, kind: str = "q8_0") -> TokenizerMatch:
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
     except (ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError, struct.error) as error:
-        # A torn or edited file may hold anything in any place.
+        # A damaged or edited file may contain anything anywhere.
         raise CannotConvert(f"its config.json or tokenizer.json is damaged ({first_line(error)})") from None
     with atomic_write(output, "wb") as file:
         file.write(head.getvalue())
@@ -105,7 +107,7 @@ def convert(folder: Path, output: Path, kind: str = "q8_0") -> TokenizerMatch:
                     raise CannotConvert(f"{name} has a value beyond 16-bit floating point")
                 gguf.quantize(chunk, stored_as[name]).tofile(file)
         writer.write_padding(file, file.tell())
-    return match
+    return difference
 
 
 def _stored_as(name: str, shape: tuple[int, ...], wanted: gguf.GGMLQuantizationType) -> gguf.GGMLQuantizationType:
@@ -115,7 +117,7 @@ def _stored_as(name: str, shape: tuple[int, ...], wanted: gguf.GGMLQuantizationT
 
 
 def _check_complete(folder: Path, tensors: dict[str, Tensor], blocks: int) -> None:
-    """Raises InputError where a block lacks a tensor that another has; llama.cpp would not say which."""
+    """Raise InputError if a block lacks a tensor that another block has; llama.cpp would not say which."""
     kinds = sorted({BLOCK.sub("", name) for name in tensors if BLOCK.match(name)})
     for name in (f"blk.{block}.{kind}" for block in range(blocks) for kind in kinds):
         if name not in tensors:
@@ -123,7 +125,7 @@ def _check_complete(folder: Path, tensors: dict[str, Tensor], blocks: int) -> No
 
 
 def _renamed(stored: dict[str, Tensor], layout: Layout) -> Iterator[tuple[str, Tensor]]:
-    """Each tensor under llama.cpp's name, laid out as there."""
+    """Yield each tensor with its name and its layout in llama.cpp."""
     names = gguf.get_tensor_name_map(layout.known.arch, layout.blocks)
     head = next((tensor for name, tensor in stored.items() if name in OUTPUT_LAYER), None)
     if not layout.tied and head is None:
@@ -140,7 +142,7 @@ def _renamed(stored: dict[str, Tensor], layout: Layout) -> Iterator[tuple[str, T
         yield new_name, replace(tensor, rows=order)
         if new_name == "token_embd.weight" and layout.tied:
             if head and not np.array_equal(tensor.read(), head.read()):
-                raise CannotConvert("it has an output layer of its own, though config.json says that it has not")
+                raise CannotConvert("it has an output layer of its own, though config.json says that it has none")
             if layout.known.copies_head:
                 yield "output.weight", tensor
     for name, numbers in layout.extra.items():
@@ -148,14 +150,14 @@ def _renamed(stored: dict[str, Tensor], layout: Layout) -> Iterator[tuple[str, T
 
 
 def _stored(folder: Path) -> dict[str, Tensor]:
-    """Every tensor of the folder's safetensors files.
+    """Return every tensor of the folder's safetensors files, by name.
 
-    Such a file is 8 bytes with the length of a JSON header, the header, and the numbers.
+    Such a file contains the length of a JSON header in 8 bytes, the header, and the numbers.
     """
     tensors: dict[str, Tensor] = {}
     for path in weight_shards(folder):
         try:
-            with safe_open(path, "numpy"):  # checks that the tensors fill the file, one after the other
+            with safe_open(path, "numpy"):  # checks that the tensors fill the file without gaps
                 pass
         except SafetensorError as error:
             raise InputError(f"{path}: damaged ({first_line(error)}); {COMPLETE_COPY}") from None

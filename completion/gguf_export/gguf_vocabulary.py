@@ -3,7 +3,7 @@
 import json
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import gguf
 from gguf import GGUFWriter, TokenType
@@ -18,8 +18,8 @@ LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-# How a text is split into words before merging, as the parts of a pre_tokenizer, and whether a word that is in the
-# vocabulary is taken whole, however it would be merged -> llama.cpp's name for it
+# The patterns that split a text into words before merging, and whether a word that is in the vocabulary becomes one
+# token whatever the merges say -> llama.cpp's name for this
 SPLITS = {
     ((GPT2,), False): "gpt-2",
     (("digits", GPT2), False): "smollm",
@@ -32,25 +32,15 @@ FIM_KEYS = (gguf.Keys.Tokenizer.FIM_PRE_ID, gguf.Keys.Tokenizer.FIM_SUF_ID, gguf
 BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
-class TokenizerMatch(NamedTuple):
-    """How far llama.cpp's own tokenizer agrees with the model's.
+def add_vocabulary(writer: GGUFWriter, folder: Path, config: dict[str, Any]) -> str | None:
+    """Write the vocabulary of the model in `folder`, with one token for each row of its embedding.
 
-    Attributes:
-        split: llama.cpp's name of the way texts are split, or None.
-        difference: why a program that tokenizes with the file may get other ids; None where it does not.
-    """
-
-    split: str | None
-    difference: str | None = None
-
-
-def add_vocabulary(writer: GGUFWriter, folder: Path, config: dict[str, Any]) -> TokenizerMatch:
-    """Give the file the vocabulary of the model in `folder`, filled up to the rows of its embedding.
-
+    Returns:
+        Why a program that tokenizes with the file may get other ids than the tokenizer gives; None if it gets the same.
     Raises:
-        CannotConvert: there is no tokenizer.json, or llama.cpp would turn its ids into another text.
+        CannotConvert: there is no tokenizer.json, or llama.cpp would turn its ids into a different text.
         InputError: the tokenizer cannot be read.
-        LookupError, TypeError, ...: its JSON has another shape than expected.
+        LookupError, TypeError, ...: its JSON does not have the expected shape.
     """
     if not (folder / "tokenizer.json").is_file():
         raise CannotConvert("it has no tokenizer.json")
@@ -62,15 +52,15 @@ def add_vocabulary(writer: GGUFWriter, folder: Path, config: dict[str, Any]) -> 
     tokens, types = _tokens(tokenizer, config["vocab_size"])
     decoders = _kinds(tokenizer["decoder"], "decoders")
     if model["type"] == "BPE" and decoders == ["ByteLevel"]:
-        match = _byte_level(writer, tokenizer)
+        difference = _byte_level(writer, tokenizer)
     elif model["type"] in ("BPE", "Unigram") and (decoders == ["Metaspace"] or "Replace" in decoders):
-        match = _sentence_piece(writer, tokenizer, tokens, types)
+        difference = _sentence_piece(writer, tokenizer, tokens, types)
     else:
         raise CannotConvert(f"its tokenizer is {model['type']} with the decoder {'+'.join(decoders) or 'none'}")
     writer.add_token_list(tokens)
     writer.add_token_types(types)
     _add_special_ids(writer, folder, config, tokens, vocabulary.start(""))
-    return match
+    return difference
 
 
 def _parts(component: dict[str, Any] | None, key: str) -> list[dict[str, Any]]:
@@ -84,7 +74,7 @@ def _kinds(component: dict[str, Any] | None, key: str) -> list[str]:
 
 
 def _tokens(tokenizer: dict[str, Any], rows: int) -> tuple[list[str], list[int]]:
-    """The text and the type of every row of the embedding."""
+    """Return the text and the type of the token of every row of the embedding."""
     words = tokenizer["model"]["vocab"]  # {text: id}, or Unigram's [(text, score), ...]
     ids = words.items() if isinstance(words, dict) else ((text, id) for id, (text, _) in enumerate(words))
     texts = {id: text for text, id in ids}
@@ -101,10 +91,12 @@ def _tokens(tokenizer: dict[str, Any], rows: int) -> tuple[list[str], list[int]]
 
 
 def _merges(model: dict[str, Any]) -> list[str]:
-    return [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]  # tokenizers 0.20: a list
+    return [
+        pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]
+    ]  # a list since tokenizers 0.20
 
 
-def _byte_level(writer: GGUFWriter, tokenizer: dict[str, Any]) -> TokenizerMatch:
+def _byte_level(writer: GGUFWriter, tokenizer: dict[str, Any]) -> str | None:
     model = tokenizer["model"]
     split = SPLITS.get((_split(tokenizer["pre_tokenizer"]), bool(model.get("ignore_merges"))))
     writer.add_tokenizer_model("gpt2")
@@ -112,14 +104,14 @@ def _byte_level(writer: GGUFWriter, tokenizer: dict[str, Any]) -> TokenizerMatch
     writer.add_token_merges(_merges(model))
     normalizers = _kinds(tokenizer.get("normalizer"), "normalizers")
     if split is None:
-        return TokenizerMatch(None, "llama.cpp has no name for the way in which its tokenizer splits texts into words")
+        return "llama.cpp has no name for the way in which its tokenizer splits texts into words"
     if normalizers not in ([], ["NFC"]):
-        return TokenizerMatch(split, f"its tokenizer changes texts first ({'+'.join(normalizers)})")
-    return TokenizerMatch(split)
+        return f"its tokenizer changes texts first ({'+'.join(normalizers)})"
+    return None
 
 
 def _split(pre_tokenizer: dict[str, Any] | None) -> tuple[str, ...] | None:
-    """The patterns that split a text into words, one after the other; None where they have no such form."""
+    """Return the patterns that split a text into words, in order; None if anything else splits it."""
     found: list[str] = []
     for part in _parts(pre_tokenizer, "pretokenizers"):
         match part:
@@ -134,10 +126,8 @@ def _split(pre_tokenizer: dict[str, Any] | None) -> tuple[str, ...] | None:
     return tuple(found)
 
 
-def _sentence_piece(
-    writer: GGUFWriter, tokenizer: dict[str, Any], tokens: list[str], types: list[int]
-) -> TokenizerMatch:
-    """SentencePiece's kinds: spaces are ▁, and a character without a token is its bytes."""
+def _sentence_piece(writer: GGUFWriter, tokenizer: dict[str, Any], tokens: list[str], types: list[int]) -> str | None:
+    """Write a SentencePiece vocabulary: a space is ▁, and a character without a token is spelled by its bytes."""
     model = tokenizer["model"]
     for id, text in enumerate(tokens):
         if types[id] == TokenType.NORMAL and BYTE.fullmatch(text):
@@ -146,7 +136,7 @@ def _sentence_piece(
         name, unknown = "t5", model.get("unk_id")
         scores = [score for _, score in model["vocab"]]
         scores += [0.0] * (len(tokens) - len(scores))
-    else:  # llama.cpp merges the pair whose token has the highest score
+    else:  # llama.cpp first merges the pair whose token has the highest score
         name, unknown = "llama", model["vocab"].get(model.get("unk_token"))
         rank: dict[str, int] = {}
         for number, merge in enumerate(_merges(model)):
@@ -166,16 +156,14 @@ def _sentence_piece(
     unlike = [part["type"] for part in normalizers if part["type"] not in ("Prepend", "Replace")]
     unlike += [part["type"] for part in splits if part["type"] != "Metaspace"]
     if unlike:
-        return TokenizerMatch(
-            None, f"llama.cpp does not change or split texts as its tokenizer does ({'+'.join(unlike)})"
-        )
-    return TokenizerMatch("sentencepiece")
+        return f"llama.cpp does not change or split texts as its tokenizer does ({'+'.join(unlike)})"
+    return None
 
 
 def _add_special_ids(
     writer: GGUFWriter, folder: Path, config: dict[str, Any], tokens: list[str], start: list[int]
 ) -> None:
-    """Where a text begins and ends. A token that tokenizer_config.json names comes before an id in config.json.
+    """Write the ids that begin and end a text. The names in tokenizer_config.json win over the ids in config.json.
 
     Args:
         start: the ids that the tokenizer puts before every text.
@@ -190,8 +178,8 @@ def _add_special_ids(
         number = number[0] if isinstance(number, list) else number
         if text in id_of or (isinstance(number, int) and 0 <= number < len(tokens)):
             ids[word] = id_of.get(text, number)
-    # Texts began with a control word when the model was trained, and other programs do not know of it; where it knows
-    # several, the first of them, which costs another language far less than none would.
+    # In training every text began with a control word, which other programs do not know. The file therefore names the
+    # first control word, also for models of several languages: a wrong one costs far less than none.
     control = [id_of[word] for word in SPECIAL_WORDS["additional_special_tokens"] if word in id_of]
     if control and not start:
         ids["bos"], start = control[0], control[:1]
