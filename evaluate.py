@@ -160,10 +160,8 @@ def evaluate_problems(flags: EvaluateFlags) -> None:
 
 
 def evaluate_infill(flags: EvaluateFlags) -> None:
-    from common.model_files import find_pretrained
-    from completion.engines.load_engine import load_engine
     from evaluation.infill import Contexts, as_json, fill_in, infill_table, summarise, until_stopped
-    from evaluation.likelihood import load_scorer
+    from evaluation.likelihood import load_with_scorer
     from evaluation.places import KINDS, read_places, spans_of_dataset
 
     number = int(flags.infill)
@@ -175,9 +173,8 @@ def evaluate_infill(flags: EvaluateFlags) -> None:
             spans_of_dataset(flags.dataset_name, number, flags.seed, kinds),
             f"{flags.dataset_name}'s held-out files",
         )
-    engine = load_engine(flags.model_path, flags.precision)
+    engine, bits = load_with_scorer(flags.model_path, flags.precision)
     contexts = Contexts(engine, flags.repository, flags.context_tokens)
-    bits = load_scorer(find_pretrained(flags.model_path), engine)
     places = until_stopped(fill_in(engine, spans, contexts if contexts.any_for(spans) else None, bits), len(spans))
     summary = summarise(places)
     result = {"infill": summary, "places": as_json(places)}

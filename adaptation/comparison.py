@@ -16,15 +16,15 @@ KINDS = ("rest of a line", "lines of a block")
 WAYS = ((True, False), (True, True))  # (use suffix, use context): an editor always sends the suffix
 ARMS = {
     "base": ("before", "prefix, suffix"),
-    "base, with context": ("before", "prefix, suffix, context"),
+    "base + context": ("before", "prefix, suffix, context"),
     "adapted": ("after", "prefix, suffix"),
-    "adapted, with context": ("after", "prefix, suffix, context"),
+    "adapted + context": ("after", "prefix, suffix, context"),
 }
 PAIRS = (
     ("adapted", "base"),
-    ("adapted, with context", "base, with context"),
-    ("adapted, with context", "adapted"),
-    ("adapted, with context", "base"),
+    ("adapted + context", "base + context"),
+    ("adapted + context", "adapted"),
+    ("adapted + context", "base"),
 )
 CONTEXT_TOKENS = 500
 FEW = 5  # a bootstrap over fewer files would say nothing
@@ -50,50 +50,63 @@ def measure_loss(model: "GPTSingleHead", file: Path, windows: int) -> dict[str, 
 
 
 def answer_places(path: str, spans: Sequence[Span], repository: str) -> Iterator[dict[str, Any]]:
-    """Yield what a model fills in at each place: its text, whether it is exact, and how similar it is."""
-    from completion.engines.load_engine import load_engine
+    """Yield what a model fills in at each place: its text, whether it is exact, and the bits of the correct text."""
+    from evaluation.likelihood import load_with_scorer
 
-    engine = load_engine(path)
-    for place in fill_in(engine, spans, Contexts(engine, repository, CONTEXT_TOKENS), ways=WAYS):
+    engine, bits = load_with_scorer(path)
+    for place in fill_in(engine, spans, Contexts(engine, repository, CONTEXT_TOKENS), bits, WAYS):
         answers = {
-            name: {"text": answer.text, "exact": answer.exact, "similarity": round(answer.similarity, 4)}
+            name: {"text": answer.text, "exact": answer.exact, "bits": round(answer.bits, 3)}
             for name, answer in place.answers.items()
         }
         yield {"kind": place.span.kind, "file": place.span.path, "wanted": place.span.middle, "answers": answers}
 
 
 def compare(before: Answers, after: Answers) -> dict[str, Any]:
-    """Return, for each kind of place, the percentage of exact answers of each arm and the paired differences in points.
+    """Return, for each kind of place, the results of each arm and their paired differences.
+
+    exact: percentage of places that are filled in exactly; the differences are in points.
+    bits: bits per byte of the correct text; the differences are percentages of the older arm's bits.
 
     The 95 % intervals come from a bootstrap over files, because places in one file resemble each other. With fewer
     than FEW files it is a bootstrap over places.
     """
-    answers = {"before": before[: len(after)], "after": after}
+    stages = {"before": before[: len(after)], "after": after}
     result = {}
     for kind in KINDS:
         places = [number for number, place in enumerate(after) if place["kind"] == kind]
         if not places:
             continue
         files = [after[number]["file"] for number in places]
-        exact = {
-            arm: [100.0 * answers[stage][number]["answers"][way]["exact"] for number in places]
-            for arm, (stage, way) in ARMS.items()
+        answers = {
+            arm: [stages[stage][number]["answers"][way] for number in places] for arm, (stage, way) in ARMS.items()
         }
+        exact = {arm: [100.0 * answer["exact"] for answer in found] for arm, found in answers.items()}
+        bits = {arm: [answer["bits"] for answer in found] for arm, found in answers.items()}
+        size = sum(len(after[number]["wanted"].encode()) for number in places) / len(places)  # bytes
         result[kind] = {
             "places": len(places),
             "files": len(set(files)),
             "exact": {arm: _figure(values, files) for arm, values in exact.items()},
+            "bits": {arm: _figure(values, files, 1 / size) for arm, values in bits.items()},
             "differences": {
-                f"{new} - {old}": _figure([a - b for a, b in zip(exact[new], exact[old], strict=True)], files)
+                f"{new} - {old}": {
+                    "exact": _figure([a - b for a, b in zip(exact[new], exact[old], strict=True)], files),
+                    "bits": _figure(
+                        [a - b for a, b in zip(bits[new], bits[old], strict=True)],
+                        files,
+                        100 * len(places) / max(sum(bits[old]), 1e-9),
+                    ),
+                }
                 for new, old in PAIRS
             },
         }
     return result
 
 
-def _figure(values: Sequence[float], files: Sequence[str]) -> dict[str, float]:
+def _figure(values: Sequence[float], files: Sequence[str], unit: float = 1.0) -> dict[str, float]:
     low, high = bootstrap_interval(values, files if len(set(files)) >= FEW else None)
-    return {"mean": sum(values) / len(values), "low": low, "high": high}
+    return {"mean": unit * sum(values) / len(values), "low": unit * low, "high": unit * high}
 
 
 def tell(result: dict[str, Any]) -> str:
@@ -106,32 +119,34 @@ def _bits(result: dict[str, Any], of: str) -> dict[str, float]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """Return the table: a line for each arm, then the differences."""
-    kinds, bits = result["places"], _bits(result, "project")
+    """Return, for each kind of place, a line for each arm and one for each difference."""
+    bits = _bits(result, "project")
+    lines = [
+        f"whole held-out files: {bits['before']:.3f} bits per byte before, {bits['after']:.3f} after "
+        f"({bits['after'] / bits['before'] - 1:+.1%})"
+    ]
+    for kind, of_kind in result["places"].items():
+        head = f"{kind}, {of_kind['places']} places in {of_kind['files']} files"
+        lines += ["", f"{head:<42}{'exact, %':>22}{'bits per byte':>23}"]
+        for arm in ARMS:
+            exact, bits_per_byte = _show(of_kind["exact"][arm]), _show(of_kind["bits"][arm], digits=3)
+            lines.append(f"  {arm:<40}{exact:>22}{bits_per_byte:>23}")
+        lines.append(f"{'differences at the same places':<42}{'exact, points':>22}{'bits per byte, %':>23}")
+        for name, difference in of_kind["differences"].items():
+            exact, relative = (_show(difference[key], "+") for key in ("exact", "bits"))
+            lines.append(f"  {name.replace(' - ', ' minus '):<40}{exact:>22}{relative:>23}")
+    return "\n".join([*lines, "", "In brackets the 95 % interval."])
 
-    def line(name: str, of_bits: str, part: str, key: str, sign: str = "") -> str:
-        return f"{name:<46}{of_bits:>13}" + "".join(f"{_show(of[part][key], sign):>26}" for of in kinds.values())
 
-    lines = [f"{'':<46}{'bits per byte':>13}" + "".join(f"{kind + ' exact, %':>26}" for kind in kinds)]
-    for arm, (stage, way) in ARMS.items():
-        lines.append(line(arm, "" if "context" in way else f"{bits[stage]:.3f}", "exact", arm))
-    lines.append("differences at the same places, in points:")
-    for new, old in PAIRS:
-        change = f"{bits['after'] / bits['before'] - 1:+.1%}" if (new, old) == ("adapted", "base") else ""
-        lines.append(line(f"  {new} minus {old}", change, "differences", f"{new} - {old}", "+"))
-    counts = ", ".join(f"{of['places']} places ({kind}) in {of['files']} files" for kind, of in kinds.items())
-    return "\n".join([*lines, f"In brackets the 95 % interval; {counts}."])
-
-
-def _show(figure: dict[str, float], sign: str = "") -> str:
-    return f"{figure['mean']:{sign}.1f} [{figure['low']:{sign}.1f}, {figure['high']:{sign}.1f}]"
+def _show(figure: dict[str, float], sign: str = "", digits: int = 1) -> str:
+    mean, low, high = (f"{figure[key]:{sign}.{digits}f}" for key in ("mean", "low", "high"))
+    return f"{mean} [{low}, {high}]"
 
 
 def verdict(result: dict[str, Any]) -> str:
     """Return one sentence: whether the completions that a person sees became better by more than chance."""
-    line = next(iter(result["places"].values()))["differences"]["adapted, with context - base, with context"]
-    bits = _bits(result, "project")
-    fall = 1 - bits["after"] / bits["before"]
+    differences = next(iter(result["places"].values()))["differences"]["adapted + context - base + context"]
+    line, bits = differences["exact"], differences["bits"]
     sizes = f"by {line['mean']:+.1f} points, with a 95 % interval from {line['low']:+.1f} to {line['high']:+.1f}"
     if line["low"] > 0:
         return f"Better, and not by chance: with context, the rest of a line is exact more often ({sizes})."
@@ -139,8 +154,10 @@ def verdict(result: dict[str, Any]) -> str:
         return (
             f"Worse, and not by chance: with context, the rest of a line is exact less often ({sizes}); keep the base."
         )
-    told = f"though bits per byte fell by {fall:.0%}, " if fall > 0.02 else ""
-    return f"Not shown to be better: {told}exact lines changed {sizes}; chance alone can explain this."
+    told = ""
+    if bits["high"] < 0:
+        told = f"the model does find your code more likely (bits per byte {bits['mean']:+.0f} %, not by chance), but "
+    return f"Not shown to be better: {told}exact lines changed {sizes}, which chance alone can explain."
 
 
 def forgetting(result: dict[str, Any]) -> str:

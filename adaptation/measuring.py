@@ -14,6 +14,7 @@ from evaluation.places import Span, spans_of_dataset
 
 PLACES = "adapt_places.json"  # in the run folder
 MOST_PLACES = 400  # of a kind
+LINES_PER_BLOCK = 5
 PLACES_SHARE = 0.1  # fraction of the whole time for the base model's places
 
 
@@ -65,10 +66,19 @@ def measure(state: State, stage: str, path: str) -> None:
 
 
 def choose_places(state: State) -> list[Span]:
-    """Return the places in the held-out files. They are chosen once and saved, because a file may change meanwhile."""
+    """Return the places in the held-out files. They are chosen once and saved, because a file may change meanwhile.
+
+    After every LINES_PER_BLOCK rests of lines there are lines of a block, which take much longer.
+    """
     file = state.run_folder / PLACES
     if not file.is_file():
-        spans = spans_of_dataset(state.name, MOST_PLACES, state.flags.seed, KINDS)
+        found = spans_of_dataset(state.name, MOST_PLACES, state.flags.seed, KINDS)
+        lines, blocks = ([span for span in found if span.kind == kind] for kind in KINDS)
+        spans: list[Span] = []
+        for number, line in enumerate(lines, 1):
+            spans.append(line)
+            if number % LINES_PER_BLOCK == 0 and blocks:
+                spans.append(blocks.pop(0))
         with atomic_write(file) as opened:
             json.dump([asdict(span) for span in spans], opened)
     rows = read_json(file, list[Place], "remove the run folder to start the adaptation again")

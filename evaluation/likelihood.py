@@ -2,27 +2,38 @@
 
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from common.model_files import find_pretrained
 from completion.engines.engine import Engine
+from completion.engines.load_engine import load_engine
 from completion.prompt import Prompt
 
 if TYPE_CHECKING:
     from model import GPTSingleHead
 
 
-def load_scorer(folder: Path, engine: Engine) -> Callable[[Prompt, str], float]:
-    """Return a function (prompt, text) -> bits. It runs in PyTorch, in 16 bits if the hardware is fast at that."""
+def load_with_scorer(path: str, precision: str = "auto") -> tuple[Engine, Callable[[Prompt, str], float]]:
+    """Load a model's engine, and return it with a function (prompt, text) -> bits, which runs in PyTorch.
+
+    Args:
+        precision: as `load_engine` takes it; but with auto, PyTorch runs the model where the hardware is fast in 16
+            bits. There it reads the long prompts of a measurement faster: with SmolLM2-135M and repository context, an
+            answer took 1.1 s in bf16 on two cores with AMX, and 3.4 s in llama.cpp.
+    """
+    import torch
+
     from common.devices import choose_device, choose_dtype
     from model import GPTSingleHead
 
+    device = choose_device()
+    dtype = choose_dtype("auto", device)
+    engine = load_engine(path, "bf16" if (precision, dtype) == ("auto", torch.bfloat16) else precision)
     model = getattr(engine, "model", None)
     if model is None:
-        device = choose_device()
-        model = GPTSingleHead.load(folder).eval().requires_grad_(False).to(device)
-        model.gpt.to(choose_dtype("auto", device))
-    return lambda prompt, text: bits_of(model, prompt, text)
+        model = GPTSingleHead.load(find_pretrained(path)).eval().requires_grad_(False).to(device)
+        model.gpt.to(dtype)
+    return engine, lambda prompt, text: bits_of(model, prompt, text)
 
 
 def bits_of(model: "GPTSingleHead", prompt: Prompt, text: str) -> float:

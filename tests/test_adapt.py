@@ -77,7 +77,7 @@ def test_killed_at_any_time_the_same_command_goes_on(project, repository, withou
     assert steps[-1][0] == steps[-1][1] and int(steps[-1][0]) < state["config"]["max_steps"]  # ends in time
     assert "files read" in said
     assert "files read" not in done.stdout
-    assert "adapted, with context minus base, with context" in done.stdout
+    assert "adapted + context minus base + context" in done.stdout
     assert f"python serve.py --model_path {run} --repository {repository}" in done.stdout
     result = json.loads(output.read_text())
     assert output.with_suffix(".png").exists()

@@ -5,12 +5,16 @@ import pytest
 from adaptation.comparison import compare, tell
 
 
-def places(exact, exact_with_context):
+def places(exact, exact_with_context, bits=20.0):
     return [
         {
             "kind": "rest of a line",
             "file": f"{number % 10}.py",
-            "answers": {"prefix, suffix": {"exact": one}, "prefix, suffix, context": {"exact": other}},
+            "wanted": "é" * 10,
+            "answers": {
+                "prefix, suffix": {"exact": one, "bits": bits + number % 3},
+                "prefix, suffix, context": {"exact": other, "bits": bits / 2 + number % 3},
+            },
         }
         for number, (one, other) in enumerate(zip(exact, exact_with_context, strict=True))
     ]
@@ -27,13 +31,18 @@ def test_a_gain_at_most_places_is_better_and_none_is_said_to_be_chance():
     after = places([False] * 50 + [True] * 50, [number % 3 > 0 for number in range(100)])
     told = tell(result(before, after))
     assert "Better, and not by chance" in told
-    assert "-20.0%" in told  # bits per byte
+    assert "1.000 bits per byte before, 0.800 after (-20.0%)" in told
     assert "(+1.0%)" in told  # of the library
     figures = result(before, after)["places"]["rest of a line"]
     assert figures["exact"]["adapted"]["mean"] == pytest.approx(50)
-    gain = figures["differences"]["adapted, with context - base"]
+    gain = figures["differences"]["adapted + context - base"]["exact"]
     assert gain["low"] < gain["mean"] < gain["high"]
     assert gain["mean"] == pytest.approx(66)
     assert "Worse, and not by chance" in tell(result(after, before))
-    mixed = places([False] * 100, [number == 3 for number in range(100)])
-    assert "Not shown to be better: though bits per byte fell by 20%" in tell(result(before, mixed))
+    same = places([False] * 100, [number == 3 for number in range(100)])
+    assert "Not shown to be better: exact lines changed" in tell(result(before, same))
+    likelier = places([False] * 100, [number == 3 for number in range(100)], bits=10.0)
+    assert "bits per byte -45 %, not by chance" in tell(result(before, likelier))
+    bits = result(before, likelier)["places"]["rest of a line"]["bits"]
+    assert bits["base"]["mean"] == pytest.approx((20 + 0.99) / 20)  # 20 bytes
+    assert bits["adapted + context"]["mean"] == pytest.approx((5 + 0.99) / 20)
