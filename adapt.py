@@ -245,7 +245,7 @@ class Pace(SingleCLMEvaluator):
 
 def report(state: State) -> None:
     """Print and save what has changed, write the GGUF file, and print how to use the model."""
-    from adaptation.comparison import chart, compare, tell
+    from adaptation.comparison import chart, compare, examples, tell
     from completion.gguf_export.errors import CannotConvert
     from completion.gguf_export.gguf_file import convert
     from dataset.format import read_meta
@@ -265,7 +265,7 @@ def report(state: State) -> None:
     if state.flags.humaneval:
         result["humaneval"] = {"before": before["humaneval"], "after": after["humaneval"]}
     told, best, gguf = tell(result), state.run_folder / "0_GPTSingleHead", state.run_folder / f"{state.name}.gguf"
-    print(f"\n{told}\n")
+    print(f"\n{examples(before['places'], after['places'])}\n\n{told}\n")
     write_card(best / "README.md", result, [name for source in meta["sources"] for name in source["files"]], told)
     try:
         convert(best, gguf)

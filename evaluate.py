@@ -161,7 +161,7 @@ def evaluate_problems(flags: EvaluateFlags) -> None:
 
 def evaluate_infill(flags: EvaluateFlags) -> None:
     from evaluation.infill import Contexts, as_json, fill_in, infill_table, summarise, until_stopped
-    from evaluation.likelihood import load_with_scorer
+    from evaluation.likelihood import load_measured, score_texts
     from evaluation.places import KINDS, read_places, spans_of_dataset
 
     number = int(flags.infill)
@@ -173,9 +173,15 @@ def evaluate_infill(flags: EvaluateFlags) -> None:
             spans_of_dataset(flags.dataset_name, number, flags.seed, kinds),
             f"{flags.dataset_name}'s held-out files",
         )
-    engine, bits = load_with_scorer(flags.model_path, flags.precision)
+    engine, model = load_measured(flags.model_path, flags.precision)
     contexts = Contexts(engine, flags.repository, flags.context_tokens)
-    places = until_stopped(fill_in(engine, spans, contexts if contexts.any_for(spans) else None, bits), len(spans))
+    filled = fill_in(
+        engine,
+        spans,
+        contexts if contexts.any_for(spans) else None,
+        lambda prompt, text: score_texts(model, [prompt], [text])[0].bits,
+    )
+    places = until_stopped(filled, len(spans))
     summary = summarise(places)
     result = {"infill": summary, "places": as_json(places)}
     write_result(flags, {"model": flags.model_path, "flags": asdict(flags), **result})

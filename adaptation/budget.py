@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from model import GPTSingleHead
 
-ROWS, ROW_TOKENS = 8, 512  # of an optimizer step
+# Of an optimizer step. SmolLM2-135M learned more from 50 steps of 4 rows (0.596 bits per byte on 64 held-out windows of
+# a project) than from 25 steps of 8 rows (0.609).
+ROWS, ROW_TOKENS = 4, 512
 LEAST_TOKENS = 200_000  # that a base model must see; with fewer, a smaller model, which sees more, gains more
 LARGEST_WHOLE = 300_000_000  # parameters; a larger model is trained with LoRA
 MEMORY_SHARE = 0.8  # of the free memory
@@ -100,7 +102,7 @@ def shape_of(model: "GPTSingleHead") -> Shape:
 
 def batch_flags(shape: Shape, machine: Machine, lora: bool) -> dict[str, int | bool]:
     """Return train.py's batch flags: the largest micro-batch that fits the memory, checkpointing only if needed."""
-    sizes = [(rows, checkpointing) for checkpointing in (False, True) for rows in (8, 4, 2, 1)]
+    sizes = [(rows, checkpointing) for checkpointing in (False, True) for rows in (4, 2, 1)]
     fits = (size for size in sizes if shape.memory(size[0], lora, size[1]) <= MEMORY_SHARE * machine.memory)
     rows, checkpointing = next(fits, (1, True))
     return {

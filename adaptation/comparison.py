@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evaluation.infill import Contexts, fill_in
+from evaluation.infill import MAX_NEW_TOKENS, Contexts, way_name
 from evaluation.intervals import bootstrap_interval
 from evaluation.loss import SingleCLMEvaluator
 from evaluation.places import Span
@@ -12,13 +12,12 @@ from evaluation.places import Span
 if TYPE_CHECKING:
     from model import GPTSingleHead
 
-KINDS = ("rest of a line", "lines of a block")
-WAYS = ((True, False), (True, True))  # (use suffix, use context): an editor always sends the suffix
+WAYS = WITHOUT_CONTEXT, WITH_CONTEXT = way_name(True, False), way_name(True, True)  # an editor always sends the suffix
 ARMS = {
-    "base": ("before", "prefix, suffix"),
-    "base + context": ("before", "prefix, suffix, context"),
-    "adapted": ("after", "prefix, suffix"),
-    "adapted + context": ("after", "prefix, suffix, context"),
+    "base": ("before", WITHOUT_CONTEXT),
+    "base + context": ("before", WITH_CONTEXT),
+    "adapted": ("after", WITHOUT_CONTEXT),
+    "adapted + context": ("after", WITH_CONTEXT),
 }
 PAIRS = (
     ("adapted", "base"),
@@ -27,8 +26,9 @@ PAIRS = (
     ("adapted + context", "base"),
 )
 CONTEXT_TOKENS = 500
+AT_ONCE = 10  # places that are measured at once
 FEW = 5  # a bootstrap over fewer files would say nothing
-Answers = list[dict[str, Any]]
+Places = list[dict[str, Any]]
 
 
 def load_model(path: str, row_tokens: int) -> "GPTSingleHead":
@@ -49,59 +49,68 @@ def measure_loss(model: "GPTSingleHead", file: Path, windows: int) -> dict[str, 
     return SingleCLMEvaluator(SrcCodeDataset(file, model), windows=windows)(model)
 
 
-def answer_places(path: str, spans: Sequence[Span], repository: str) -> Iterator[dict[str, Any]]:
-    """Yield what a model fills in at each place: its text, whether it is exact, and the bits of the correct text."""
-    from evaluation.likelihood import load_with_scorer
+def measure_places(path: str, spans: Sequence[Span], repository: str) -> Iterator[list[dict[str, Any]]]:
+    """Yield, for AT_ONCE places at a time, whether the correct text is the model's first choice, and its bits.
 
-    engine, bits = load_with_scorer(path)
-    for place in fill_in(engine, spans, Contexts(engine, repository, CONTEXT_TOKENS), bits, WAYS):
-        answers = {
-            name: {"text": answer.text, "exact": answer.exact, "bits": round(answer.bits, 3)}
-            for name, answer in place.answers.items()
-        }
-        yield {"kind": place.span.kind, "file": place.span.path, "wanted": place.span.middle, "answers": answers}
+    At the first AT_ONCE places this also yields what an editor would show: the completion with suffix and context.
+    """
+    from completion.complete import complete, read_place
+    from evaluation.likelihood import load_measured, score_texts
+
+    engine, model = load_measured(path)
+    contexts = Contexts(engine, repository, CONTEXT_TOKENS)
+    for first in range(0, len(spans), AT_ONCE):
+        group = spans[first : first + AT_ONCE]
+        places = [{"file": span.path, "wanted": span.middle, "answers": {}} for span in group]
+        for way in WAYS:
+            chunks = [contexts(span, span.suffix) if way == WITH_CONTEXT else () for span in group]
+            prompts = [
+                read_place(engine, span.prefix, span.suffix, context, span.path, span.language, MAX_NEW_TOKENS)
+                for span, context in zip(group, chunks, strict=True)
+            ]
+            scores = score_texts(model, prompts, [span.middle.rstrip() for span in group])
+            for place, score in zip(places, scores, strict=True):
+                place["answers"][way] = {"exact": score.first_choice, "bits": round(score.bits, 3)}
+        if first == 0:
+            for place, span, context in zip(places, group, chunks, strict=True):
+                settings = {"suffix": span.suffix, "context": context, "path": span.path, "stop": "line"}
+                (found,) = complete(engine, span.prefix, span.language, temperature=0, **settings)
+                place["text"] = found.text
+        yield places
 
 
-def compare(before: Answers, after: Answers) -> dict[str, Any]:
-    """Return, for each kind of place, the results of each arm and their paired differences.
+def compare(before: Places, after: Places) -> dict[str, Any]:
+    """Return the results of each arm at the same places, and their paired differences.
 
-    exact: percentage of places that are filled in exactly; the differences are in points.
+    exact: percentage of places where the model's first choice is correct; the differences are in points.
     bits: bits per byte of the correct text; the differences are percentages of the older arm's bits.
 
     The 95 % intervals come from a bootstrap over files, because places in one file resemble each other. With fewer
     than FEW files it is a bootstrap over places.
     """
     stages = {"before": before[: len(after)], "after": after}
-    result = {}
-    for kind in KINDS:
-        places = [number for number, place in enumerate(after) if place["kind"] == kind]
-        if not places:
-            continue
-        files = [after[number]["file"] for number in places]
-        answers = {
-            arm: [stages[stage][number]["answers"][way] for number in places] for arm, (stage, way) in ARMS.items()
-        }
-        exact = {arm: [100.0 * answer["exact"] for answer in found] for arm, found in answers.items()}
-        bits = {arm: [answer["bits"] for answer in found] for arm, found in answers.items()}
-        size = sum(len(after[number]["wanted"].encode()) for number in places) / len(places)  # bytes
-        result[kind] = {
-            "places": len(places),
-            "files": len(set(files)),
-            "exact": {arm: _figure(values, files) for arm, values in exact.items()},
-            "bits": {arm: _figure(values, files, 1 / size) for arm, values in bits.items()},
-            "differences": {
-                f"{new} - {old}": {
-                    "exact": _figure([a - b for a, b in zip(exact[new], exact[old], strict=True)], files),
-                    "bits": _figure(
-                        [a - b for a, b in zip(bits[new], bits[old], strict=True)],
-                        files,
-                        100 * len(places) / max(sum(bits[old]), 1e-9),
-                    ),
-                }
-                for new, old in PAIRS
-            },
-        }
-    return result
+    files = [place["file"] for place in after]
+    answers = {arm: [place["answers"][way] for place in stages[stage]] for arm, (stage, way) in ARMS.items()}
+    exact = {arm: [100.0 * answer["exact"] for answer in found] for arm, found in answers.items()}
+    bits = {arm: [answer["bits"] for answer in found] for arm, found in answers.items()}
+    size = sum(len(place["wanted"].encode()) for place in after) / len(after)  # bytes
+
+    def difference(values: dict[str, list[float]], new: str, old: str, unit: float = 1.0) -> dict[str, float]:
+        return _figure([a - b for a, b in zip(values[new], values[old], strict=True)], files, unit)
+
+    return {
+        "places": len(after),
+        "files": len(set(files)),
+        "exact": {arm: _figure(values, files) for arm, values in exact.items()},
+        "bits": {arm: _figure(values, files, 1 / size) for arm, values in bits.items()},
+        "differences": {
+            f"{new} - {old}": {
+                "exact": difference(exact, new, old),
+                "bits": difference(bits, new, old, 100 * len(after) / max(sum(bits[old]), 1e-9)),
+            }
+            for new, old in PAIRS
+        },
+    }
 
 
 def _figure(values: Sequence[float], files: Sequence[str], unit: float = 1.0) -> dict[str, float]:
@@ -119,23 +128,37 @@ def _bits(result: dict[str, Any], of: str) -> dict[str, float]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """Return, for each kind of place, a line for each arm and one for each difference."""
-    bits = _bits(result, "project")
+    """Return a line for each arm and one for each difference."""
+    bits, places = _bits(result, "project"), result["places"]
+    head = f"rest of a line, {places['places']} places in {places['files']} files"
     lines = [
         f"whole held-out files: {bits['before']:.3f} bits per byte before, {bits['after']:.3f} after "
-        f"({bits['after'] / bits['before'] - 1:+.1%})"
+        f"({bits['after'] / bits['before'] - 1:+.1%})",
+        "",
+        f"{head:<42}{'exact, %':>22}{'bits per byte':>23}",
     ]
-    for kind, of_kind in result["places"].items():
-        head = f"{kind}, {of_kind['places']} places in {of_kind['files']} files"
-        lines += ["", f"{head:<42}{'exact, %':>22}{'bits per byte':>23}"]
-        for arm in ARMS:
-            exact, bits_per_byte = _show(of_kind["exact"][arm]), _show(of_kind["bits"][arm], digits=3)
-            lines.append(f"  {arm:<40}{exact:>22}{bits_per_byte:>23}")
-        lines.append(f"{'differences at the same places':<42}{'exact, points':>22}{'bits per byte, %':>23}")
-        for name, difference in of_kind["differences"].items():
-            exact, relative = (_show(difference[key], "+") for key in ("exact", "bits"))
-            lines.append(f"  {name.replace(' - ', ' minus '):<40}{exact:>22}{relative:>23}")
-    return "\n".join([*lines, "", "In brackets the 95 % interval."])
+    for arm in ARMS:
+        exact, bits_per_byte = _show(places["exact"][arm]), _show(places["bits"][arm], digits=3)
+        lines.append(f"  {arm:<40}{exact:>22}{bits_per_byte:>23}")
+    lines.append(f"{'differences at the same places':<42}{'exact, points':>22}{'bits per byte, %':>23}")
+    for name, difference in places["differences"].items():
+        exact, relative = (_show(difference[key], "+") for key in ("exact", "bits"))
+        lines.append(f"  {name.replace(' - ', ' minus '):<40}{exact:>22}{relative:>23}")
+    return "\n".join([*lines, "In brackets the 95 % interval.", ""])
+
+
+def examples(before: Places, after: Places) -> str:
+    """Return what both models write at the first places, with context: the correct text, and where they differ."""
+    rows = [f"{'correct':<36}{'base + context':<36}adapted + context"]
+    for old, new in zip(before, after, strict=False):
+        if "text" in old and "text" in new:
+            rows.append("".join(f"{_short(text):<36}" for text in (old["wanted"], old["text"], new["text"])).rstrip())
+    return "\n".join(rows)
+
+
+def _short(text: str) -> str:
+    line = text.strip().partition("\n")[0]
+    return line if len(line) <= 34 else line[:33] + "…"
 
 
 def _show(figure: dict[str, float], sign: str = "", digits: int = 1) -> str:
@@ -145,8 +168,8 @@ def _show(figure: dict[str, float], sign: str = "", digits: int = 1) -> str:
 
 def verdict(result: dict[str, Any]) -> str:
     """Return one sentence: whether the completions that a person sees became better by more than chance."""
-    differences = next(iter(result["places"].values()))["differences"]["adapted + context - base + context"]
-    line, bits = differences["exact"], differences["bits"]
+    difference = result["places"]["differences"]["adapted + context - base + context"]
+    line, bits = difference["exact"], difference["bits"]
     sizes = f"by {line['mean']:+.1f} points, with a 95 % interval from {line['low']:+.1f} to {line['high']:+.1f}"
     if line["low"] > 0:
         return f"Better, and not by chance: with context, the rest of a line is exact more often ({sizes})."
@@ -176,11 +199,9 @@ def forgetting(result: dict[str, Any]) -> str:
 def chart(result: dict[str, Any], path: Path) -> Path:
     from charts.drawing import Bar, interval_chart, save
 
-    panels = {
-        f"{kind}, {of['places']} places": [
-            Bar(arm, {"exact": tuple(max(0.0, figure[key]) / 100 for key in ("mean", "low", "high"))})
-            for arm, figure in of["exact"].items()
-        ]
-        for kind, of in result["places"].items()
-    }
+    bars = [
+        Bar(arm, {"exact": tuple(max(0.0, figure[key]) / 100 for key in ("mean", "low", "high"))})
+        for arm, figure in result["places"]["exact"].items()
+    ]
+    panels = {f"rest of a line, {result['places']['places']} places": bars}
     return save(interval_chart(panels, "(%), with 95 % intervals"), path)

@@ -6,15 +6,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypedDict
 
-from adaptation.comparison import KINDS, answer_places, load_model, measure_loss
+from adaptation.comparison import load_model, measure_loss, measure_places
 from adaptation.state import State
 from common.files import atomic_write
 from common.json_files import read_json
 from evaluation.places import Span, spans_of_dataset
 
 PLACES = "adapt_places.json"  # in the run folder
-MOST_PLACES = 400  # of a kind
-LINES_PER_BLOCK = 5
+MOST_PLACES = 400
 PLACES_SHARE = 0.1  # fraction of the whole time for the base model's places
 
 
@@ -51,13 +50,13 @@ def measure(state: State, stage: str, path: str) -> None:
     wanted = len(state["before"]["places"]) if stage == "after" else len(spans)
     if not done.get("complete"):
         left = spans[len(done["places"]) : wanted]
-        bar = tqdm(answer_places(path, left, state.folder), "fill in", wanted, leave=False, disable=None)
-        for answers in bar:
-            done["places"].append(answers)
-            save()
-            if stage == "before" and done["seconds"] > done["places_end"] and len(done["places"]) >= 2:
-                break
-        bar.close()
+        with tqdm(desc="places", initial=wanted - len(left), total=wanted, leave=False, disable=None) as bar:
+            for places in measure_places(path, left, state.folder):
+                done["places"] += places
+                bar.update(len(places))
+                save()
+                if stage == "before" and done["seconds"] > done["places_end"]:
+                    break
         done["complete"] = True
     if state.flags.humaneval and "humaneval" not in done:
         done["humaneval"] = solve_lines(state, stage, path)
@@ -66,19 +65,10 @@ def measure(state: State, stage: str, path: str) -> None:
 
 
 def choose_places(state: State) -> list[Span]:
-    """Return the places in the held-out files. They are chosen once and saved, because a file may change meanwhile.
-
-    After every LINES_PER_BLOCK rests of lines there are lines of a block, which take much longer.
-    """
+    """Return the places in the held-out files. They are chosen once and saved, because a file may change meanwhile."""
     file = state.run_folder / PLACES
     if not file.is_file():
-        found = spans_of_dataset(state.name, MOST_PLACES, state.flags.seed, KINDS)
-        lines, blocks = ([span for span in found if span.kind == kind] for kind in KINDS)
-        spans: list[Span] = []
-        for number, line in enumerate(lines, 1):
-            spans.append(line)
-            if number % LINES_PER_BLOCK == 0 and blocks:
-                spans.append(blocks.pop(0))
+        spans = spans_of_dataset(state.name, MOST_PLACES, state.flags.seed, ("rest of a line",))
         with atomic_write(file) as opened:
             json.dump([asdict(span) for span in spans], opened)
     rows = read_json(file, list[Place], "remove the run folder to start the adaptation again")

@@ -1,8 +1,8 @@
 """How likely a model finds the text that really occurs at a place."""
 
 import math
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 from common.model_files import find_pretrained
 from completion.engines.engine import Engine
@@ -10,11 +10,26 @@ from completion.engines.load_engine import load_engine
 from completion.prompt import Prompt
 
 if TYPE_CHECKING:
+    import torch
+
     from model import GPTSingleHead
 
 
-def load_with_scorer(path: str, precision: str = "auto") -> tuple[Engine, Callable[[Prompt, str], float]]:
-    """Load a model's engine, and return it with a function (prompt, text) -> bits, which runs in PyTorch.
+class Score(NamedTuple):
+    """How a model rates a text after a prompt.
+
+    Attributes:
+        bits: what the text costs the model.
+        first_choice: whether the model's most likely tokens spell the text and then end the line or the file. Greedy
+            completion, without stop rules, writes the text exactly then.
+    """
+
+    bits: float
+    first_choice: bool
+
+
+def load_measured(path: str, precision: str = "auto") -> "tuple[Engine, GPTSingleHead]":
+    """Load a model's engine, and the model in PyTorch, which `score_texts` needs.
 
     Args:
         precision: as `load_engine` takes it; but with auto, PyTorch runs the model where the hardware is fast in 16
@@ -33,29 +48,60 @@ def load_with_scorer(path: str, precision: str = "auto") -> tuple[Engine, Callab
     if model is None:
         model = GPTSingleHead.load(find_pretrained(path)).eval().requires_grad_(False).to(device)
         model.gpt.to(dtype)
-    return engine, lambda prompt, text: bits_of(model, prompt, text)
+    return engine, model
 
 
-def bits_of(model: "GPTSingleHead", prompt: Prompt, text: str) -> float:
-    """Return the bits that a text costs after a prompt.
+def score_texts(model: "GPTSingleHead", prompts: Sequence[Prompt], texts: Sequence[str]) -> list[Score]:
+    """Score a text after each prompt, all in one forward pass.
 
-    As in completion, the end of the prompt is generated again. During that, only tokens that spell it are allowed, and
+    As in completion, the end of each prompt is generated again. During that, only tokens that spell it are allowed, and
     all other tokens get probability 0.
     """
     import torch
 
-    end = prompt.end
-    ids = end.vocabulary.encode(end.text.decode() + text)
-    whole = torch.tensor([prompt.ids + ids], device=model.device)
+    written = [
+        prompt.end.vocabulary.encode(prompt.end.text.decode() + text)
+        for prompt, text in zip(prompts, texts, strict=True)
+    ]
+    rows = [torch.tensor(prompt.ids + ids) for prompt, ids in zip(prompts, written, strict=True)]
+    # Padding on the right changes nothing, because no token sees those after it.
+    batch = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=model.pad_id)
+    ranges = [range(len(prompt.ids) - 1, len(row)) for prompt, row in zip(prompts, rows, strict=True)]
+    kept = sorted(set().union(*ranges))  # only these positions need logits
     with torch.no_grad():
-        logits = model.gpt(input_ids=whole, logits_to_keep=len(ids) + 1).logits[0, :-1].float()  # [ids, V]
+        positions = torch.tensor(kept, device=model.device)
+        logits = model.gpt(input_ids=batch.to(model.device), logits_to_keep=positions).logits
+    scores = []
+    for place, (prompt, ids, own) in enumerate(zip(prompts, written, ranges, strict=True)):
+        first = kept.index(own[0])
+        scores.append(_score(prompt, ids, logits[place, first : first + len(own)].float()))
+    return scores
+
+
+def _score(prompt: Prompt, ids: list[int], logits: "torch.Tensor") -> Score:
+    """Args: logits: [ids + 1, V] float32, which this changes."""
+    import torch
+
+    end, vocabulary = prompt.end, prompt.end.vocabulary
     chosen: tuple[int, ...] = ()
+    reachable = True  # completion does not generate every tokenization of the prompt's end
     for place, token in enumerate(ids):
-        allowed = end.allowed(chosen) if end.rest(chosen) else []
-        if token not in allowed:  # also if the tokenizer splits the whole text in another way
+        if not end.rest(chosen):
             break
-        others = torch.ones_like(logits[place], dtype=torch.bool).index_fill(0, whole.new_tensor(allowed), False)
+        allowed = end.allowed(chosen)
+        if token not in allowed:
+            reachable = False
+            break
+        others = torch.ones_like(logits[place], dtype=torch.bool)
+        others[torch.tensor(allowed, device=others.device)] = False
         logits[place].masked_fill_(others, -math.inf)
         chosen += (token,)
-    log_probs = logits.log_softmax(-1).gather(1, whole[0, -len(ids) :, None])
-    return -log_probs.sum().item() / math.log(2)
+    targets = torch.tensor(ids, device=logits.device)[:, None]
+    bits = -logits[:-1].log_softmax(-1).gather(1, targets).sum().item() / math.log(2)
+    choices = logits.argmax(-1).tolist()
+    agreed = next((place for place, token in enumerate(ids) if choices[place] != token), len(ids))
+    text, spelled = (b"".join(map(vocabulary.bytes_of, tokens)) for tokens in (ids, choices[: agreed + 1]))
+    ended = choices[agreed] in vocabulary.end_ids
+    line, line_break, _ = spelled[len(end.text) :].partition(b"\n")
+    is_whole = reachable and (ended or bool(line_break))
+    return Score(bits, is_whole and line.rstrip() == text[len(end.text) :].rstrip())

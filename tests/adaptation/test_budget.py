@@ -23,6 +23,6 @@ def test_a_step_is_divided_so_that_it_fits_and_stays_as_large():
     shape = Shape("SmolLM2", 134_515_008, 30, 576, 49_152)
     for memory in (64, 12, 6, 4, 2):
         flags = batch_flags(shape, LAPTOP._replace(memory=memory * GIB), lora=False)
-        assert flags["per_gpu_train_batch_size"] * flags["accumulation_steps"] == 8
+        assert flags["per_gpu_train_batch_size"] * flags["accumulation_steps"] == 4
     assert not batch_flags(shape, LAPTOP, lora=False)["gradient_checkpointing"]
     assert batch_flags(shape, LAPTOP._replace(memory=3 * GIB), lora=False)["gradient_checkpointing"]

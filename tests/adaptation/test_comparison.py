@@ -8,7 +8,6 @@ from adaptation.comparison import compare, tell
 def places(exact, exact_with_context, bits=20.0):
     return [
         {
-            "kind": "rest of a line",
             "file": f"{number % 10}.py",
             "wanted": "é" * 10,
             "answers": {
@@ -33,7 +32,7 @@ def test_a_gain_at_most_places_is_better_and_none_is_said_to_be_chance():
     assert "Better, and not by chance" in told
     assert "1.000 bits per byte before, 0.800 after (-20.0%)" in told
     assert "(+1.0%)" in told  # of the library
-    figures = result(before, after)["places"]["rest of a line"]
+    figures = result(before, after)["places"]
     assert figures["exact"]["adapted"]["mean"] == pytest.approx(50)
     gain = figures["differences"]["adapted + context - base"]["exact"]
     assert gain["low"] < gain["mean"] < gain["high"]
@@ -43,6 +42,6 @@ def test_a_gain_at_most_places_is_better_and_none_is_said_to_be_chance():
     assert "Not shown to be better: exact lines changed" in tell(result(before, same))
     likelier = places([False] * 100, [number == 3 for number in range(100)], bits=10.0)
     assert "bits per byte -45 %, not by chance" in tell(result(before, likelier))
-    bits = result(before, likelier)["places"]["rest of a line"]["bits"]
+    bits = result(before, likelier)["places"]["bits"]
     assert bits["base"]["mean"] == pytest.approx((20 + 0.99) / 20)  # 20 bytes
     assert bits["adapted + context"]["mean"] == pytest.approx((5 + 0.99) / 20)

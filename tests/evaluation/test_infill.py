@@ -8,11 +8,12 @@ import torch
 from conftest import ROOT
 
 from common.command import InputError
+from completion.complete import complete
 from completion.engines.torch_engine import vocabulary_of
 from completion.prompt import Prompt, PromptEnd, read_prompt
 from dataset.sources import SourceFile
 from evaluation.infill import Answer, Place, fill_in, infill_table, summarise, until_stopped
-from evaluation.likelihood import bits_of
+from evaluation.likelihood import load_measured, score_texts
 from evaluation.places import KINDS, Span, choose_spans, read_places
 
 JAVA = "class Shop {\n    int price(int count) {\n        return count * 3;\n    }\n}\n"
@@ -131,14 +132,25 @@ def test_bits_are_those_of_the_model_among_the_tokens_that_can_follow(model):
     more = vocabulary.encode(" a + b")
     log_probs = model.gpt(torch.tensor([ids + more])).logits[0, len(ids) - 1 : -1].log_softmax(-1)
     expected = -sum(log_probs[place, token].item() for place, token in enumerate(more)) / math.log(2)
-    assert bits_of(model, Prompt(ids, PromptEnd(vocabulary)), " a + b") == pytest.approx(expected, rel=1e-4)
+    plain = Prompt(ids, PromptEnd(vocabulary))
     healed = read_prompt(vocabulary, "def add(a, b):\n    retu", "python", 128, 8)
     assert healed.end.text.endswith(b"retu")
     first = model.gpt(torch.tensor([healed.ids])).logits[0, -1]
     allowed = healed.end.allowed(())
     (token,) = vocabulary.encode(" return")
     share = first[allowed].log_softmax(-1)[allowed.index(token)].item()
-    assert bits_of(model, healed, "rn") == pytest.approx(-share / math.log(2), rel=1e-4)
+    scores = score_texts(model, [plain, healed], [" a + b", "rn"])  # in one batch, though one is longer
+    assert [score.bits for score in scores] == pytest.approx([expected, -share / math.log(2)], rel=1e-4)
+
+
+def test_a_text_is_the_first_choice_if_greedy_completion_writes_it():
+    engine, model = load_measured(str(ROOT / "pretrained" / "tiny"), "fp32")
+    prefixes = ["for number in ra", "import nump", "def add(a, b):\n    ret"]
+    found = [complete(engine, prefix, temperature=0, stop="line", max_new_tokens=30)[0].text for prefix in prefixes]
+    prompts = [read_prompt(engine.vocabulary, prefix, "python", 128, 8) for prefix in prefixes]
+    assert all(score.first_choice for score in score_texts(model, prompts, found))
+    assert not any(score.first_choice for score in score_texts(model, prompts, [text + "x" for text in found]))
+    assert not any(score.first_choice for score in score_texts(model, prompts, [text[:-1] for text in found]))
 
 
 def test_each_way_is_asked_with_what_it_may_see(model):
