@@ -18,7 +18,7 @@ from charts.scores import compare_results, read_result, results_table, shares_of
 from common.command import Flags, InputError, Parser, add_flags, flag, folder_name, output_folder, run_command
 from common.files import ROOT, atomic_write, dataset_file
 from dataset.format import read_meta
-from training.recipes import report_results
+from training.config import report_results
 
 # Charts of runs. File name (the first four as in the report): scalar, label of the y axis, whether the scalar is so
 # noisy that its moving mean is drawn.

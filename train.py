@@ -2,7 +2,7 @@
 
 python train.py --model_select tiny --dataset_name stdlib --max_steps 200     (a laptop CPU, minutes)
 python train.py --recipe report-3                                             (the lab report's third run)
-python train.py --restore_training                                            (go on after an interruption)
+python train.py --restore_training                                            (continue after an interruption)
 """
 
 import contextlib
@@ -18,14 +18,12 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH leaves it out
 from common.command import InputError, Parser, add_flags, run_command
 from common.files import ROOT, dataset_file, recover_folder
-from training.config import TrainConfig
-from training.recipes import find_recipe
+from training.config import TrainConfig, find_recipe
 from training.run_folder import check_free, hold, is_run, start_files
 
 if TYPE_CHECKING:
     import torch
 
-    from evaluation.pass_rate import PassRate
     from model import GPTSingleHead
     from trainer import ModelTrainer
 
@@ -73,83 +71,22 @@ def read_flags() -> TrainConfig:
     return TrainConfig(**vars(flags))
 
 
-def make_trainer(config: TrainConfig, files: list[Path], run_folder: Path, device: "torch.device") -> "ModelTrainer":
-    from data import SrcCodeDataset
-    from evaluation.loss import SingleCLMEvaluator
-    from trainer import ModelTrainer
-    from training import processes
-    from training.tracking import check_wandb
-
-    if config.with_wandb:
-        check_wandb(config.wandb_project_name)
-    pass_rate = make_pass_rate(config)
-    model = load_model(config, run_folder)
-    if config.gradient_checkpointing:
-        if not model.gpt.supports_gradient_checkpointing:
-            raise InputError(
-                f"{config.model_select}: transformers has no --gradient_checkpointing for it; leave it out"
-            )
-        model.gpt.gradient_checkpointing_enable({"use_reentrant": False})
-    with processes.main_first():  # the main process packs the datasets
-        # The next run with the same data finds them here too. An existing cache is used only if it fits.
-        cache = ROOT / ".cache" / config.dataset_name / f"{model.max_seq_length}_{len(model.tokenizer)}"
-        datasets = [SrcCodeDataset(file, model, cache / file.stem) for file in files]
-    evaluator = SingleCLMEvaluator(
-        batch_size=config.dev_batch_size,
-        precision=config.precision,
-        windows=config.dev_windows,
-        pass_rate=pass_rate,
-    )
-    return ModelTrainer(model.to(device), *datasets, evaluator, config, run_folder)
-
-
-def make_pass_rate(config: TrainConfig) -> "PassRate | None":
-    if not config.problems:
-        return None
-    from evaluation.pass_rate import PassRate
-
-    return PassRate(Path(config.problems), config.max_problems, config.allow_weak_sandbox)
-
-
-def load_model(config: TrainConfig, run_folder: Path) -> "GPTSingleHead":
-    """The model of the run's last saved state, or where there is none, the one to begin with."""
-    from common.source_code import SPECIAL_WORDS
-    from model import GPTSingleHead
-    from training import processes
-    from training.fim import learn_fim_words
-    from training.lora import ADAPTER, add_lora
-
-    last = run_folder / "last"
-    with processes.main_first():
-        if processes.is_main():
-            recover_folder(last)
-    goes_on = config.restore_training and last.is_dir()
-    if goes_on and (last / ADAPTER).is_dir() != bool(config.lora_r):
-        how = "without" if config.lora_r else "with"
-        raise InputError(f"{run_folder}: was started {how} --lora_r; go on so, or start under another --run_name")
-    if goes_on and not config.lora_r:
-        model = GPTSingleHead.load(last)
-        if config.fim_rate:  # the earlier run may not have had it; the trainer reports that
-            learn_fim_words(model)
-        return model
-    if config.restore_training and not goes_on:
-        runs = ", ".join(sorted(folder.parent.name for folder in ROOT.glob("model/*/last"))) or "none"
-        logger.warning("%s: no saved state, so this run starts from its first step; with one there are: %s", last, runs)
-    model = GPTSingleHead(config.model_select, config.max_seq_length, from_scratch=config.from_scratch)
-    model.add_special_words(SPECIAL_WORDS)
-    if config.fim_rate:
-        learn_fim_words(model)
-    elif model.fim_rate:
-        logger.warning("%s can fill in the middle, and forgets it without --fim_rate 0.5", config.model_select)
-    model.fim_rate = max(model.fim_rate, config.fim_rate)
-    if config.lora_r:  # with LoRA the saved state holds only the trained part of the model
-        add_lora(model, config, last / ADAPTER if goes_on else None)
-    return model
+def ask_to_overwrite(run_folder: Path, config: TrainConfig) -> None:
+    """On a terminal, ask whether an earlier run may be deleted if the flags do not say so; sets `overwrite`."""
+    under_torchrun = "LOCAL_RANK" in os.environ  # there each process would ask
+    decided = config.overwrite or config.restore_training or under_torchrun or not sys.stdin.isatty()
+    if decided or not is_run(run_folder):
+        return
+    with contextlib.suppress(EOFError):
+        answer = input(f"{run_folder} holds an earlier run. Delete it? (y/n) ")
+        config.overwrite = answer.strip().lower() == "y"
+    if config.overwrite:
+        sys.argv.append("--overwrite")  # for the processes that --n_gpu starts
 
 
 @contextlib.contextmanager
 def memory_advice(device: "torch.device") -> Iterator[None]:
-    """Turn running out of memory into an InputError that names the flags to lower."""
+    """If memory runs out, raise an InputError that names the flags to lower."""
     from common.devices import is_out_of_memory, peak_memory
 
     try:
@@ -164,17 +101,77 @@ def memory_advice(device: "torch.device") -> Iterator[None]:
         ) from None
 
 
-def ask_to_overwrite(run_folder: Path, config: TrainConfig) -> None:
-    """On a terminal, ask whether an earlier run may be deleted where the flags do not say so; sets `overwrite`."""
-    under_torchrun = "LOCAL_RANK" in os.environ  # there each process would ask
-    decided = config.overwrite or config.restore_training or under_torchrun or not sys.stdin.isatty()
-    if decided or not is_run(run_folder):
-        return
-    with contextlib.suppress(EOFError):
-        answer = input(f"{run_folder} holds an earlier run. Delete it? (y/n) ")
-        config.overwrite = answer.strip().lower() == "y"
-    if config.overwrite:
-        sys.argv.append("--overwrite")  # for the processes that --n_gpu starts
+def make_trainer(config: TrainConfig, files: list[Path], run_folder: Path, device: "torch.device") -> "ModelTrainer":
+    """Load and check everything that a run needs; nothing is written to its folder yet.
+
+    Args:
+        files: the jsonl files of train and dev.
+    """
+    from data import SrcCodeDataset
+    from evaluation.loss import SingleCLMEvaluator
+    from trainer import ModelTrainer
+    from training import processes
+    from training.tracking import check_wandb
+
+    if config.with_wandb:
+        check_wandb(config.wandb_project_name)
+    pass_rate = None
+    if config.problems:
+        from evaluation.pass_rate import PassRate
+
+        pass_rate = PassRate(Path(config.problems), config.max_problems, config.allow_weak_sandbox)
+    model = load_model(config, run_folder)
+    if config.gradient_checkpointing:
+        if not model.gpt.supports_gradient_checkpointing:
+            raise InputError(
+                f"{config.model_select}: transformers has no --gradient_checkpointing for it; leave it out"
+            )
+        model.gpt.gradient_checkpointing_enable({"use_reentrant": False})
+    with processes.main_first():  # the main process packs the datasets
+        # The next run with the same data uses this cache too, after a check that it was made from the same file.
+        cache = ROOT / ".cache" / config.dataset_name / f"{model.max_seq_length}_{len(model.tokenizer)}"
+        datasets = [SrcCodeDataset(file, model, cache / file.stem) for file in files]
+    evaluator = SingleCLMEvaluator(
+        batch_size=config.dev_batch_size,
+        precision=config.precision,
+        windows=config.dev_windows,
+        pass_rate=pass_rate,
+    )
+    return ModelTrainer(model.to(device), *datasets, evaluator, config, run_folder)
+
+
+def load_model(config: TrainConfig, run_folder: Path) -> "GPTSingleHead":
+    """Load the model of the run's last saved state; if there is none, the model to start from."""
+    from common.source_code import SPECIAL_WORDS
+    from model import GPTSingleHead
+    from training import processes
+    from training.fim import learn_fim_words
+    from training.lora import ADAPTER, add_lora
+
+    last = run_folder / "last"
+    with processes.main_first():
+        if processes.is_main():
+            recover_folder(last)
+    goes_on = config.restore_training and last.is_dir()
+    if goes_on and (last / ADAPTER).is_dir() != bool(config.lora_r):
+        how = "without" if config.lora_r else "with"
+        raise InputError(f"{run_folder}: was started {how} --lora_r; go on so, or start under another --run_name")
+    if config.restore_training and not goes_on:
+        runs = ", ".join(sorted(folder.parent.name for folder in ROOT.glob("model/*/last"))) or "none"
+        logger.warning("%s: no saved state, so this run starts from its first step; with one there are: %s", last, runs)
+    if goes_on and not config.lora_r:
+        model = GPTSingleHead.load(last)
+    else:  # with LoRA, the saved state holds only the trained part of the model
+        model = GPTSingleHead(config.model_select, config.max_seq_length, from_scratch=config.from_scratch)
+        model.add_special_words(SPECIAL_WORDS)
+        if model.fim_rate and not config.fim_rate:
+            logger.warning("%s can fill in the middle, and forgets it without --fim_rate 0.5", config.model_select)
+        model.fim_rate = max(model.fim_rate, config.fim_rate)
+    if config.fim_rate:
+        learn_fim_words(model)
+    if config.lora_r:
+        add_lora(model, config, last / ADAPTER if goes_on else None)
+    return model
 
 
 if __name__ == "__main__":

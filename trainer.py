@@ -6,6 +6,7 @@ import logging
 import math
 import sys
 import time
+from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -20,11 +21,10 @@ from evaluation.loss import SingleCLMEvaluator
 from model import GPTSingleHead, use_fast_kernels
 from training.checkpoint import Progress, RunSaver, check_flags, check_progress, read_progress, restore_checkpoint
 from training.config import TrainConfig
-from training.context import RowContext
 from training.fim import FimEpochs, MiddleEvaluator
-from training.processes import StopSignal, all_sum, is_main, rank, world_size
-from training.schedule import epoch_order, lr_factor, seed_step
-from training.step import TrainStep, worth_compiling
+from training.processes import StopSignal, all_sum, is_main, world_size
+from training.schedule import lr_factor
+from training.step import TrainStep, epoch_order, seed_step, worth_compiling
 from training.tracking import Metrics
 
 logger = logging.getLogger(__name__)
@@ -70,9 +70,8 @@ class ModelTrainer:
         self.epochs = math.ceil(self.total_steps / self.steps_per_epoch)
         self.warmup_steps = math.ceil(self.total_steps * config.warmup_ratio)
         self.fim = self.middles = None
-        context = RowContext(train_dataset, model, config.context_rate, config.seed) if config.context_rate else None
-        if config.fim_rate or context:
-            self.fim = FimEpochs(train_dataset, model, config.fim_rate, config.seed, self._order, context)
+        if config.fim_rate or config.context_rate:
+            self.fim = FimEpochs(train_dataset, model, config, self._order)
         if config.fim_rate:
             self.middles = MiddleEvaluator(dev_dataset, model, config.dev_windows)
         self.step = TrainStep(model, config)
@@ -83,8 +82,7 @@ class ModelTrainer:
         """Run to the end of the last epoch, to max_steps, to the early stop, or to a SIGINT or SIGTERM.
 
         Returns:
-            the run's report, as ck_report.json: where the best model was found and its scores; None if no evaluation
-            was reached.
+            ck_report.json: where the best model was found, and its scores; None if there was no evaluation.
         Raises:
             InputError: the earlier run cannot be continued with these flags, the loss stays non-finite, or the disk is
                 full.
@@ -98,14 +96,11 @@ class ModelTrainer:
             mininterval=0.1 if sys.stderr.isatty() else 5,  # in a log file or a notebook each refresh is a line
             disable=not is_main(),
         )
-        with self.stop, bar:
-            try:
-                if self._is_evaluated_now() and self.progress.evaluated_step != self.progress.step:
-                    self._evaluate()  # a signal had interrupted this evaluation
-                while not self._is_over() and not self.stop.signal:
-                    self._train_epoch(bar)
-            finally:
-                self.metrics.close()
+        with self.stop, bar, closing(self.metrics):
+            if self._is_evaluated_now() and self.progress.evaluated_step != self.progress.step:
+                self._evaluate()  # a signal had interrupted this evaluation
+            while not self._is_over() and not self.stop.signal:
+                self._train_epoch(bar)
         self._log_end()
         return self.progress.report
 
@@ -113,8 +108,8 @@ class ModelTrainer:
         """Restore the earlier run, if there is one to continue, and prepare everything that depends on it."""
         last, compile = self.run_folder / "last", self.config.compile
         saved = read_progress(last) if self.config.restore_training else None
-        if compile == "auto":  # a continued run computes as it did before
-            compile = saved[1].get("compile", "auto") if saved else "auto"
+        if compile == "auto" and saved:  # a continued run computes as it did before
+            compile = saved[1].get("compile", "auto")
         if compile == "auto":
             compile = "on" if worth_compiling(self.model.device, self.total_steps) else "off"
         self.step.config = replace(self.config, compile=compile)
@@ -132,28 +127,12 @@ class ModelTrainer:
         if is_main():
             with atomic_write(self.run_folder / "hyperparams.json") as file:
                 json.dump(asdict(self.config), file, indent=2)
-        self.metrics = Metrics(
-            self.run_folder,
-            first_step=self.progress.step + 1,
-            wandb_project=self.config.wandb_project_name if self.config.with_wandb else None,
-            wandb_id=self.progress.wandb_id,
-            config=asdict(self.config),
-            enabled=is_main(),
-        )
-        self.progress.wandb_id = self.metrics.wandb_id
+        self.metrics = Metrics(self.run_folder, self.config, self.progress)
         self.saver = RunSaver(self.run_folder, self.model, self.step.optimizer, self.step.scaler, self.config, flags)
         self.step.prepare(self.batches, self.progress)
         self._flops_per_token = self.model.flops_per_token()
         self._log_start()
         self._clock, self._clock_tokens = time.perf_counter(), self.progress.tokens_seen
-
-    def _order(self, epoch: int) -> Tensor:
-        """Return row numbers [steps, micro-batches, processes, B] of an epoch's remaining steps."""
-        config, progress = self.config, self.progress
-        shape = (config.accumulation_steps, world_size(), config.per_gpu_train_batch_size)
-        order = epoch_order(len(self.batches), epoch, config.seed, shape)
-        first = progress.epoch_step if epoch == progress.epoch else 0
-        return order[first : max(0, self.total_steps - epoch * self.steps_per_epoch)]
 
     def _train_epoch(self, bar: tqdm) -> None:
         """Train from the current place in the epoch to the end of the epoch or of the run."""
@@ -164,7 +143,7 @@ class ModelTrainer:
         self.model.train()
         for rows in order:
             lr = config.lr * lr_factor(config.scheduler, progress.step, self.warmup_steps, self.total_steps)
-            seed_step(config.seed, progress.step, rank())
+            seed_step(config.seed, progress.step)
             left = len(self.batches) - progress.epoch_step * self.batch  # an epoch's last step may be smaller
             rows = rows[: math.ceil(left / (self.batch // config.accumulation_steps))]
             grad_norm = self.step(self.batches, rows, lr)
@@ -189,7 +168,25 @@ class ModelTrainer:
         progress.tokens_before_epoch = progress.tokens_seen
         progress.epoch += 1
         progress.epoch_step = 0
-        self.step.begin_epoch()
+        self.step.epoch_sums.zero_()
+
+    def _order(self, epoch: int) -> Tensor:
+        """Return row numbers [steps, micro-batches, processes, B] of an epoch's remaining steps."""
+        config, progress = self.config, self.progress
+        shape = (config.accumulation_steps, world_size(), config.per_gpu_train_batch_size)
+        order = epoch_order(len(self.batches), epoch, config.seed, shape)
+        first = progress.epoch_step if epoch == progress.epoch else 0
+        return order[first : max(0, self.total_steps - epoch * self.steps_per_epoch)]
+
+    def _is_evaluated_now(self) -> bool:
+        step = self.progress.step
+        return step % self.config.evaluation_steps == 0 or step == self.total_steps
+
+    def _is_over(self) -> bool:
+        return self.progress.step >= self.total_steps or self._stopped_early()
+
+    def _stopped_early(self) -> bool:
+        return self.progress.early_stop_count >= self.config.early_stop
 
     def _read_sums(self) -> None:
         if (bad := self.step.read_sums(self.progress)) >= MAX_BAD_STEPS:
@@ -197,8 +194,8 @@ class ModelTrainer:
 
     def _log_training(self, bar: tqdm, lr: float, grad_norm: Tensor) -> None:
         self._read_sums()
+        self.step.recent_sums.zero_()
         progress = self.progress
-        self.step.begin_recent()
         seconds, self._clock = time.perf_counter() - self._clock, time.perf_counter()
         tokens, self._clock_tokens = progress.tokens_seen - self._clock_tokens, progress.tokens_seen
         values = {
@@ -217,7 +214,7 @@ class ModelTrainer:
     def _evaluate(self) -> None:
         """Measure on dev, keep the model if it is the best so far, log, and save if that is due.
 
-        A signal interrupts the measurement, which is then the first thing done after a restart.
+        A signal interrupts the measurement; after a restart it is done first.
         """
         started = time.perf_counter()
         self._read_sums()
@@ -238,18 +235,7 @@ class ModelTrainer:
             self.saver.keep_best()
         else:
             progress.early_stop_count += 1
-        values = {f"eval_{name}_dev": value for name, value in scores.items() if name not in ("loss", "tokens")}
-        if self.middles:
-            values["loss_middle_dev"] = self.middles(self.model, evaluator.batch_size, self.step.dtype)
-        values |= {"loss_dev": scores["loss"], f"best_score_for_{evaluator.early_stop_on}": progress.best_score}
-        self.metrics.log(values, progress.step)
-        logger.info("   ***** Evaluation report *****")
-        logger.info("  Epoch = %d/%d", progress.epoch + 1, self.epochs)
-        logger.info("  Steps = %d/%d", progress.step, self.total_steps)
-        logger.info("  Early stop count = %d/%d", progress.early_stop_count, self.config.early_stop)
-        logger.info("  Best score (%s) = %s", evaluator.early_stop_on, progress.best_score)
-        logger.info("  dev_loss = %.6f || dev_eval_scores = %s", scores["loss"], scores)
-        logger.info("  train_loss = %s", progress.epoch_nats / max(progress.epoch_targets, 1))
+        self._log_evaluation(scores)
         if self._is_over() or self.saver.is_due:
             self._save()
         else:
@@ -257,7 +243,7 @@ class ModelTrainer:
         self._clock += time.perf_counter() - started  # tokens_per_second counts training only
 
     def _report(self, scores: dict[str, float]) -> dict:
-        """What ck_report.json says of the model as it is now."""
+        """ck_report.json, if the model of this step is the best one."""
         return {
             "training_examples": len(self.batches),
             "evaluation_steps": self.config.evaluation_steps,
@@ -270,6 +256,21 @@ class ModelTrainer:
             "tokens_seen": self.progress.tokens_seen,
             "eval_scores_on_dev": scores,
         }
+
+    def _log_evaluation(self, scores: dict[str, float]) -> None:
+        progress, evaluator = self.progress, self.dev_evaluator
+        values = {f"eval_{name}_dev": value for name, value in scores.items() if name not in ("loss", "tokens")}
+        if self.middles:
+            values["loss_middle_dev"] = self.middles(self.model, evaluator.batch_size, self.step.dtype)
+        values |= {"loss_dev": scores["loss"], f"best_score_for_{evaluator.early_stop_on}": progress.best_score}
+        self.metrics.log(values, progress.step)
+        logger.info("   ***** Evaluation report *****")
+        logger.info("  Epoch = %d/%d", progress.epoch + 1, self.epochs)
+        logger.info("  Steps = %d/%d", progress.step, self.total_steps)
+        logger.info("  Early stop count = %d/%d", progress.early_stop_count, self.config.early_stop)
+        logger.info("  Best score (%s) = %s", evaluator.early_stop_on, progress.best_score)
+        logger.info("  dev_loss = %.6f || dev_eval_scores = %s", scores["loss"], scores)
+        logger.info("  train_loss = %s", progress.epoch_nats / max(progress.epoch_targets, 1))
 
     def _save(self) -> None:
         if is_main():
@@ -285,16 +286,6 @@ class ModelTrainer:
             f"{self.run_folder}: {what} at step {self.progress.step}; {kept}; start again with a lower --lr than "
             f"{self.config.lr:g}" + " or with --precision fp32" * (self.step.dtype != torch.float32)
         )
-
-    def _is_evaluated_now(self) -> bool:
-        step = self.progress.step
-        return step % self.config.evaluation_steps == 0 or step == self.total_steps
-
-    def _is_over(self) -> bool:
-        return self.progress.step >= self.total_steps or self._stopped_early()
-
-    def _stopped_early(self) -> bool:
-        return self.progress.early_stop_count >= self.config.early_stop
 
     def _log_start(self) -> None:
         trainable = sum(p.numel() for p in self.model.parameters() if p.requires_grad)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from charts.runs import Run
 from common.files import atomic_write
-from training.recipes import RECIPES, RESULTS, SETTINGS, find_recipe, recipe_of, report_results
+from training.config import RECIPES, RESULTS, SETTINGS, find_recipe, recipe_of, report_results
 
 # Rows of the comparison: the report's, then what it lacks.
 ROWS = (*SETTINGS, *RESULTS, "perplexity_padded", "best_step", "steps")

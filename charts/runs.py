@@ -12,7 +12,7 @@ from common.command import InputError
 from common.files import ROOT
 from common.json_files import read_json
 from dataset.format import read_split
-from training.recipes import RESULTS
+from training.config import RESULTS
 
 Curve = dict[int, float]  # optimizer step -> value
 PERPLEXITY = "eval_perplexity_dev"

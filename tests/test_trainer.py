@@ -13,7 +13,8 @@ from data import SrcCodeDataset
 from evaluation.loss import SingleCLMEvaluator
 from trainer import ModelTrainer
 from training.config import TrainConfig
-from training.schedule import epoch_order, lr_factor
+from training.schedule import lr_factor
+from training.step import epoch_order
 
 CONFIG = TrainConfig(
     per_gpu_train_batch_size=4,

@@ -1,1 +1,1 @@
-"""What trainer.py uses: flags and recipes, schedule, evaluation, step, checkpoint, processes, tracking."""
+"""What trainer.py and train.py use: flags, rows of an epoch, one step, saved states, processes, logs."""

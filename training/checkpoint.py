@@ -1,15 +1,14 @@
-"""The state of a training run on disk: written whole or not at all, restored bit for bit, no pickle."""
+"""A run on disk: its best model and its state, written whole or not at all, restored bit for bit, without pickle."""
 
 import json
 import math
 import os
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypedDict
+from typing import Annotated, TypedDict
 
 import torch
 from safetensors import SafetensorError
@@ -19,14 +18,18 @@ from torch import nn
 from common.command import InputError
 from common.files import atomic_write, open_input, replace_folder
 from common.json_files import read_json
+from model import GPTSingleHead
 from training.config import TrainConfig
 from training.lora import ADAPTER, has_lora, save_adapter, save_merged
-from training.model_card import model_card
 from training.processes import is_main
+from training.run_folder import model_card, report_unwritable
 
-if TYPE_CHECKING:
-    from model import GPTSingleHead
-
+SAVE_SHARE = 20  # saving takes at most 1/SAVE_SHARE of a run's time, unless --save_steps asks for more
+# Settings that must not change when a run continues: its model, and everything that decides which windows a step
+# sees. "batch" is the batch of an optimizer step over all processes; its division may change.
+FIXED = ("model_select", "dataset_name", "train_data", "dev_data", "seed", "fim_rate", "batch", "max_seq_length")
+FIXED += ("lora_r", "lora_alpha", "context_rate")
+_REMEDY = "start again with --overwrite, from the run's 0_GPTSingleHead if you like (--model_select)"
 
 Count = Annotated[int, range(2**63)]
 
@@ -37,7 +40,7 @@ class Scores(TypedDict):
 
 
 class Report(TypedDict):
-    """What a restart needs of ck_report.json."""
+    """The part of ck_report.json that a restart needs."""
 
     saved_at_total_steps: Count
     tokens_seen: Count
@@ -53,23 +56,16 @@ class Progress:
     epoch_step: Count = 0  # optimizer steps done in this epoch
     tokens_seen: Count = 0  # unpadded targets trained on
     tokens_before_epoch: Count = 0
-    epoch_nats: float = 0.0  # loss, and below targets, so far in this epoch
+    epoch_nats: float = 0.0  # sum of the losses in this epoch
     epoch_targets: float = 0.0
-    recent_nats: float = 0.0  # since the last entry in the log
+    recent_nats: float = 0.0  # the same since the last entry in the log
     recent_targets: float = 0.0
     evaluated_step: Count = 0  # the step after which dev was measured last
     best_score: float = -math.inf  # minus the dev perplexity (or loss) of the best model
-    report: Report | None = None  # the best model's report, as in ck_report.json
-    early_stop_count: Count = 0  # evaluations since then
+    report: Report | None = None  # ck_report.json of the best model
+    early_stop_count: Count = 0  # evaluations since the best one
     skipped_steps: Count = 0  # steps whose loss or gradient was not finite
     wandb_id: str | None = None
-
-
-SAVE_SHARE = 20  # saving takes at most 1/SAVE_SHARE of a run's time, unless --save_steps asks for more
-# Settings that must not change when a run continues: its model, and everything that decides which windows a step
-# sees. "batch" is the batch of an optimizer step over all processes; its division may change.
-FIXED = ("model_select", "dataset_name", "train_data", "dev_data", "seed", "fim_rate", "batch", "max_seq_length")
-FIXED += ("lora_r", "lora_alpha", "context_rate")
 
 
 class Saved(TypedDict):
@@ -85,10 +81,10 @@ class State(TypedDict):
 
 
 class RunSaver:
-    """Writes a run's best model and its state. The best model is kept in memory until it is written.
+    """Writes a run's best model and its state.
 
-    On a fast GPU two evaluations may be closer to each other than it takes to write a gigabyte. So not every evaluation
-    is followed by a save.
+    On a fast GPU, writing a gigabyte may take longer than the steps between two evaluations. So not every evaluation is
+    followed by a save, and the best model is kept in memory until it is written.
 
     Args:
         folder: the run's.
@@ -98,7 +94,7 @@ class RunSaver:
     def __init__(
         self,
         folder: Path,
-        model: "GPTSingleHead",
+        model: GPTSingleHead,
         optimizer: torch.optim.Optimizer,
         scaler: torch.amp.GradScaler,
         config: TrainConfig,
@@ -115,7 +111,7 @@ class RunSaver:
         return time.monotonic() >= self._next
 
     def keep_best(self) -> None:
-        """Note that the model is the best so far. It has to be saved, or put aside, before the next step changes it."""
+        """Note that the model is the best so far. Save it or put it aside before the next step changes it."""
         self._best_is_now, self._best = is_main(), None
 
     def put_best_aside(self) -> None:
@@ -139,13 +135,14 @@ class RunSaver:
         self._next = ended + SAVE_SHARE * (ended - began)
 
     def save_best(self, progress: Progress) -> None:
-        if self._best is not None:
+        """Write the best model if it is not written yet."""
+        if self._best_is_now:
+            _write_best(self.folder, self._model, self._config, progress.report)
+        elif self._best is not None:
             self._exchange()
-        try:
-            if self._best_is_now or self._best is not None:
+            try:
                 _write_best(self.folder, self._model, self._config, progress.report)
-        finally:
-            if self._best is not None:
+            finally:
                 self._exchange()
         self._best_is_now, self._best = False, None
 
@@ -157,21 +154,18 @@ class RunSaver:
         return [parameter for parameter in self._model.parameters() if parameter.requires_grad]
 
 
-def _write_best(folder: Path, model: "GPTSingleHead", config: TrainConfig, report: dict) -> None:
+def _write_best(folder: Path, model: GPTSingleHead, config: TrainConfig, report: dict) -> None:
     best = folder / "0_GPTSingleHead"
-    with one_line_when_full(best), replace_folder(best) as new:
+    with report_unwritable(best), replace_folder(best) as new:
         save_merged(model, new)
-        scores, step = report["eval_scores_on_dev"], report["saved_at_total_steps"]
-        (new / "README.md").write_text(
-            model_card(config, scores, step, report["tokens_seen"], model.fim_rate), encoding="utf-8"
-        )
+        (new / "README.md").write_text(model_card(config, report, model.fim_rate), encoding="utf-8")
     with atomic_write(folder / "ck_report.json") as file:
         json.dump(report, file, indent=2)
 
 
 def save_checkpoint(
     folder: Path,
-    model: "GPTSingleHead",
+    model: GPTSingleHead,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     progress: dict,
@@ -179,18 +173,18 @@ def save_checkpoint(
 ) -> None:
     """Replace `folder` by one with everything that an exact restart needs.
 
-    Random generators are not among it: schedule.seed_step makes their state a function of the step.
+    The state of random generators is not saved, because step.seed_step computes it from the number of the step.
 
     Args:
-        folder: `<run folder>/last`; holds a saved model (of one with LoRA the adapter alone), optimizer.safetensors and
+        folder: `<run folder>/last`. It gets the model (with LoRA only the adapter), optimizer.safetensors and
             state.json.
-        progress: JSON values that tell how far the run is, with the flags it was started with.
+        progress: JSON values: how far the run is, and the flags that it was started with.
         same_weights: a folder that `model.save` has just written. Its files are used again instead of being written a
-            second time; the weights become one file with two names where the disk can do that.
+            second time. Where the disk has hard links, the weights become one file with two names.
     Raises:
         InputError: the disk is full or may not be written to; what was saved before is kept.
     """
-    with one_line_when_full(folder), replace_folder(folder) as new:
+    with report_unwritable(folder), replace_folder(folder) as new:
         if has_lora(model):
             save_adapter(model, new / ADAPTER)
         elif same_weights:
@@ -211,18 +205,6 @@ def _link_weights(source: str, target: str) -> None:
     shutil.copy(source, target)
 
 
-@contextmanager
-def one_line_when_full(folder: Path) -> Iterator[None]:
-    """Turn a failure to write below `folder` into an InputError that says what is kept."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        raise InputError(
-            f"{folder}: cannot be written ({error}); what was saved before is kept; make room, then go on with "
-            "--restore_training"
-        ) from None
-
-
 def read_progress(folder: Path) -> tuple[Progress, dict] | None:
     """Return the progress and flags that `save_checkpoint` saved, or None if nothing is saved there.
 
@@ -236,31 +218,30 @@ def read_progress(folder: Path) -> tuple[Progress, dict] | None:
 
 
 def check_progress(run: Progress, steps_per_epoch: int, folder: Path) -> None:
-    """Refuse a state, read from `folder`, that no run can have.
+    """Refuse progress, read from `folder`, that no run can have.
 
     Raises:
-        InputError: says what contradicts what.
+        InputError: names the values that contradict each other.
     """
     best_step = run.report["saved_at_total_steps"] if run.report else 0
-    rules = {
-        f"epoch {run.epoch} and epoch_step {run.epoch_step} do not make step {run.step}": run.step
-        == run.epoch * steps_per_epoch + run.epoch_step,
-        f"epoch_step is above {steps_per_epoch}, the steps of an epoch": run.epoch_step <= steps_per_epoch,
-        f"the evaluation or the best model is of a step after {run.step}": max(run.evaluated_step, best_step)
-        <= run.step,
-        "best_score and report do not fit each other": math.isfinite(run.best_score) == (run.report is not None),
-    }
-    if wrong := next((what for what, holds in rules.items() if not holds), None):
+    wrong = None
+    if run.step != run.epoch * steps_per_epoch + run.epoch_step or run.epoch_step > steps_per_epoch:
+        wrong = f"epoch {run.epoch} and epoch_step {run.epoch_step} do not make step {run.step}"
+    elif max(run.evaluated_step, best_step) > run.step:
+        wrong = f"the last evaluation or the best model is of a step after {run.step}"
+    elif math.isfinite(run.best_score) != (run.report is not None):
+        wrong = "best_score and report contradict each other"
+    if wrong:
         raise InputError(f"{folder / 'state.json'}: {wrong}; {_REMEDY}")
 
 
 def check_flags(run_folder: Path, saved: dict, now: dict) -> str:
-    """Return a message about flags that changed since the run was started.
+    """Return a message about flags that have changed since the run was started.
 
     Raises:
-        InputError: the run cannot go on with these.
+        InputError: the run cannot continue with these flags.
     """
-    saved = now | saved  # earlier versions wrote it without the newer flags
+    saved = now | saved  # an earlier version of this program did not write the newer flags
     for name in FIXED:
         if saved[name] != now[name]:
             words = "a batch (per GPU x accumulation_steps x GPUs) of" if name == "batch" else f"--{name}"
@@ -275,7 +256,7 @@ def check_flags(run_folder: Path, saved: dict, now: dict) -> str:
 
 def restore_checkpoint(
     folder: Path,
-    model: "GPTSingleHead",
+    model: GPTSingleHead,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
 ) -> None:
@@ -286,11 +267,11 @@ def restore_checkpoint(
     """
     state = _read_state(folder)
     try:
-        open_input(folder / "optimizer.safetensors", _REMEDY).close()  # a pipe would never end
+        open_input(folder / "optimizer.safetensors", _REMEDY).close()  # reading from a pipe would never end
         optimizer_tensors = load_file(folder / "optimizer.safetensors")
         parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         wanted = {f"{name}/{key}" for name in parameters for key in ("step", "exp_avg", "exp_avg_sq")}
-        if optimizer_tensors.keys() not in (wanted, set()):  # empty before the first step that was not skipped
+        if optimizer_tensors.keys() not in (wanted, set()):  # empty if every step was skipped
             raise ValueError(
                 f"optimizer.safetensors lacks {min(wanted ^ optimizer_tensors.keys())}, or should not have it"
             )
@@ -310,14 +291,11 @@ def restore_checkpoint(
         raise InputError(f"{folder}: the saved state is damaged ({error}); {_REMEDY}") from None
 
 
-_REMEDY = "start again with --overwrite, from the run's 0_GPTSingleHead if you like (--model_select)"
-
-
 def _read_state(folder: Path) -> State:
     return read_json(folder / "state.json", State, _REMEDY)
 
 
-def _optimizer_tensors(model: "GPTSingleHead", optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+def _optimizer_tensors(model: GPTSingleHead, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     return {
         f"{name}/{key}": value.contiguous()
         for name, parameter in model.named_parameters()

@@ -1,16 +1,62 @@
-"""The flags of train.py: one dataclass that `train.py` makes its command line from and the run folder records."""
+"""The flags of train.py as one dataclass, and recipes: the flags of the lab report's runs, with their results."""
 
+import difflib
 from dataclasses import dataclass
 
 from common.command import Flags, InputError, flag, folder_name
-from training.recipes import RECIPES
+from training.schedule import SCHEDULERS
 
-# schedule.lr_factor computes each of them.
-SCHEDULERS = ("constantlr", "warmuplinear", "warmupconstant", "warmupcosine", "warmupcosinewithhardrestarts")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
-
-
 MOST_STEPS = 10**9
+
+SETTINGS = ("num_epochs_train", "max_seq_length", "lr", "warmup_ratio")
+RESULTS = ("best_score_perplexity", "dev_eval_scores", "dev_loss", "train_loss")
+# The columns of the report's last table: the values of SETTINGS, then those of RESULTS, which count padding.
+RECIPES = {
+    "report-1": (1, 256, 1e-5, 0.2, -3.1740331649780273, 3.1755013465881348, 1.155465, 1.5959064960479736),
+    "report-2": (1, 128, 1e-5, 0.2, -4.196605682373047, 4.199092388153076, 1.434868, 1.9175739288330078),
+    "report-3": (1, 256, 1e-4, 0.2, -1.5279237031936646, 1.5282740592956543, 0.424139, 0.924028217792511),
+    "report-4": (1, 256, 1e-5, 0.1, -3.1631147861480713, 3.1644909381866455, 1.151992, 1.4988362789154053),
+    "reference": (16, 256, 2e-5, 0.2, -1.2681105136871338, 1.268279790878296, 0.237662, 0.3555217981338501),
+}
+# Flags that are the same in all recipes. The report's numbers need its split too: convert.py --split_by segment.
+COMMON = {
+    "model_select": "distilgpt2",
+    "dataset_name": "source_code_segment",
+    "per_gpu_train_batch_size": 4,
+    "accumulation_steps": 1,
+    "dev_batch_size": 8,
+    "early_stop": 20,
+    "evaluation_steps": 200,
+    "scheduler": "warmuplinear",
+    "seed": 122,
+}
+
+
+def find_recipe(name: str) -> dict[str, str | int | float]:
+    """Return the flags that a recipe sets; `run_name` is the recipe's own name.
+
+    Raises:
+        InputError: there is no such recipe; names the most similar ones.
+    """
+    if name not in RECIPES:
+        near = difflib.get_close_matches(name, RECIPES, n=3, cutoff=0.5)
+        raise InputError(
+            f"--recipe {name}: no such recipe; {'did you mean' if near else 'choose'} {' or '.join(near or RECIPES)}?"
+        )
+    return {**COMMON, **dict(zip(SETTINGS, RECIPES[name], strict=False)), "run_name": name}
+
+
+def recipe_of(settings: dict) -> str | None:
+    """Return the recipe that a run's hyperparams.json names, or whose SETTINGS it has; None if there is none."""
+    if settings.get("recipe") in RECIPES:
+        return settings["recipe"]
+    chosen = tuple(settings.get(name) for name in SETTINGS)
+    return next((name for name, column in RECIPES.items() if column[: len(SETTINGS)] == chosen), None)
+
+
+def report_results(recipe: str) -> dict[str, float]:
+    return dict(zip(RESULTS, RECIPES[recipe][len(SETTINGS) :], strict=True))
 
 
 def gpu_numbers(text: str) -> str:
@@ -45,24 +91,15 @@ class TrainConfig(Flags):
     accumulation_steps: int = flag(1, "forward passes per optimizer step", at_least=1, at_most=1_000_000)
     max_seq_length: int = flag(256, "tokens per sequence", at_least=2, at_most=1_000_000)
 
-    fim_rate: float = flag(
-        0.0,
-        "fraction of training rows cut for fill-in-the-middle (usually 0.5, at most 0.9)",
-        at_least=0,
-        at_most=0.9,  # beyond, too few rows stay whole
-    )
+    # With a rate above 0.9, too few rows would stay whole.
+    fim_rate: float = flag(0.0, "fraction of training rows cut for infilling; usually 0.5", at_least=0, at_most=0.9)
     context_rate: float = flag(
-        0.0,
-        "fraction of training rows that begin with similar code from other training files (repository context); the "
-        "loss does not count that code; at most 0.9",
-        at_least=0,
-        at_most=0.9,
+        0.0, "fraction of training rows that begin with similar code from other files", at_least=0, at_most=0.9
     )
 
     lora_r: int = flag(
-        0, "rank of LoRA's matrices, for example 16; trains them instead of the whole model; 0: no LoRA", at_least=0,
-        at_most=4096,
-    )  # fmt: skip
+        0, "rank of LoRA's matrices, which are trained instead of the model; 0: no LoRA", at_least=0, at_most=4096
+    )
     lora_alpha: float = flag(32.0, "LoRA's update is scaled by alpha / r", above=0)
     lora_dropout: float = flag(0.0, "dropout probability of LoRA's inputs in training", at_least=0, below=1)
     gradient_checkpointing: bool = flag(
@@ -77,20 +114,13 @@ class TrainConfig(Flags):
 
     evaluation_steps: int = flag(200, "optimizer steps between two evaluations on dev", at_least=1, at_most=MOST_STEPS)
     dev_batch_size: int = flag(
-        8,
-        "sequences per forward pass in evaluation; more on a GPU if they fit, fewer if memory is short; the results do "
-        "not depend on it",
-        at_least=1,
-        at_most=1_000_000,
+        8, "sequences per forward pass in evaluation; adapted to a GPU's memory", at_least=1, at_most=1_000_000
     )
     dev_windows: int = flag(
         0, "evaluate on this many windows of dev, always the same ones; 0: all", at_least=0, at_most=10**12
     )
     problems: str | None = flag(
-        None,
-        "at each evaluation complete the problems of this file, in HumanEval's format, RUN the completions, and log "
-        "pass@1",
-        type=str,
+        None, "at each evaluation complete this file's problems, RUN the completions, and log pass@1", type=str
     )
     max_problems: int = flag(0, "use only the first N problems; 0: all", at_least=0, at_most=10**12)
     allow_weak_sandbox: bool = flag(
@@ -100,10 +130,7 @@ class TrainConfig(Flags):
         20, "stop after this many evaluations without a better dev score", at_least=1, at_most=MOST_STEPS
     )
     save_steps: int = flag(
-        0,
-        "optimizer steps between two saved states; 0: only at evaluations, in at most a twentieth of the time",
-        at_least=0,
-        at_most=MOST_STEPS,
+        0, "also save the state every so many steps; 0: only at evaluations", at_least=0, at_most=MOST_STEPS
     )
     logging_steps: int = flag(
         10, "optimizer steps between two log entries of the training loss", at_least=1, at_most=MOST_STEPS

@@ -1,9 +1,9 @@
-"""Training rows with repository context: chunks of other training files before the text, in the form of completion."""
+"""Training rows with repository context: code of other training files before the text, in the form of completion."""
 
 import json
 from functools import lru_cache
 from itertools import groupby
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,9 +14,7 @@ from completion.repository.form import context_ids
 from completion.repository.repository import Repository
 from data import SrcCodeDataset
 from dataset.format import read_meta
-
-if TYPE_CHECKING:
-    from model import GPTSingleHead
+from model import GPTSingleHead
 
 SHARE = 2  # chunks take at most a row's length divided by this
 TOKENS_OF_A_LINE = 20  # nearly all lines have at most this many; used to make chunks that fit into a short row
@@ -37,22 +35,20 @@ class RowContext:
         InputError: there is no meta.json next to the rows.
     """
 
-    def __init__(self, dataset: SrcCodeDataset, model: "GPTSingleHead", rate: float, seed: int):
+    def __init__(self, dataset: SrcCodeDataset, model: GPTSingleHead, rate: float, seed: int):
         self._dataset, self._rate, self._seed = dataset, rate, seed
         self._vocabulary, self._eos = vocabulary_of(model), model.eos_token_id
         self._tokenizer = model.tokenizer.backend_tokenizer
-        if not (dataset.file_path.parent / "meta.json").is_file():
+        folder = dataset.file_path.parent
+        if not (folder / "meta.json").is_file():
             raise InputError(f"{dataset.file_path}: --context_rate needs the meta.json that convert.py writes")
-        stride = read_meta(dataset.file_path.parent)["flags"]["stride"]
-        self._files = _files_of_rows(dataset)  # of each row
+        stride = read_meta(folder)["flags"]["stride"]
+        self._files = _files_of_rows(dataset)
         texts: dict[str, str] = {}
-        first = 0
-        for file, rows in groupby(self._files):
-            count = len(list(rows))
-            bodies = [self._body(row) for row in range(first, first + count)]
-            ids = [token for body in bodies[:-1] for token in body[:stride]] + bodies[-1]
+        for file, rows in groupby(range(len(dataset)), self._files.__getitem__):
+            *bodies, last = (self._body(row) for row in rows)
+            ids = [token for body in bodies for token in body[:stride]] + last
             texts[file.path] = texts.get(file.path, "") + self._tokenizer.decode(ids, skip_special_tokens=False)
-            first += count
         self._most = dataset.max_seq_length // SHARE
         lines = max(2, min(LONGEST, self._most // TOKENS_OF_A_LINE))
         self._repository = Repository.of_texts(texts, lines)

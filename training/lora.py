@@ -2,27 +2,24 @@
 
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from common.command import InputError, first_line
 from common.files import open_input
-
-if TYPE_CHECKING:
-    from model import GPTSingleHead
-    from training.config import TrainConfig
+from model import GPTSingleHead
+from training.config import TrainConfig
 
 ADAPTER = "adapter"  # the folder, in peft's own format, inside a saved model or a saved state
 
 
-def add_lora(model: "GPTSingleHead", config: "TrainConfig", saved: Path | None = None) -> None:
+def add_lora(model: GPTSingleHead, config: TrainConfig, saved: Path | None = None) -> None:
     """Freeze `model` and train matrices of rank `config.lora_r` beside all its linear layers but the output layer.
 
-    The embeddings of the control words are trained too, since those of new marker words mean nothing yet.
+    The embeddings of the control words are trained too, because those of new marker words mean nothing yet.
 
     Args:
-        saved: the folder of an adapter to go on with, as `save_adapter` writes it.
+        saved: the folder of an adapter to continue with, as `save_adapter` writes it.
     Raises:
         InputError: peft is not installed, or the saved adapter does not fit this model.
     """
@@ -34,7 +31,7 @@ def add_lora(model: "GPTSingleHead", config: "TrainConfig", saved: Path | None =
         warnings.simplefilter("ignore")  # GPT-2 stores its matrices transposed, which peft notices by itself
         if saved:
             try:
-                open_input(saved / "adapter_model.safetensors").close()  # a pipe would never end
+                open_input(saved / "adapter_model.safetensors").close()  # reading from a pipe would never end
                 adapted = PeftModel.from_pretrained(model.gpt, str(saved), is_trainable=True)
             except Exception as error:  # a file that someone edited fails in the libraries in many ways
                 raise InputError(
@@ -42,22 +39,20 @@ def add_lora(model: "GPTSingleHead", config: "TrainConfig", saved: Path | None =
                     "that the run was started with, or start again with --overwrite"
                 ) from None
         else:
-            adapted = get_peft_model(
-                model.gpt,
-                LoraConfig(
-                    r=config.lora_r,
-                    lora_alpha=config.lora_alpha,
-                    lora_dropout=config.lora_dropout,
-                    target_modules="all-linear",
-                    trainable_token_indices=_control_rows(model),
-                    task_type="CAUSAL_LM",
-                ),
+            settings = LoraConfig(
+                r=config.lora_r,
+                lora_alpha=config.lora_alpha,
+                lora_dropout=config.lora_dropout,
+                target_modules="all-linear",
+                trainable_token_indices=_control_rows(model),
+                task_type="CAUSAL_LM",
             )
-    # `model.gpt` itself has been changed. In a list, since torch would count the parameters of an attribute again.
+            adapted = get_peft_model(model.gpt, settings)
+    # peft has changed `model.gpt` itself. In a list, because torch would count the parameters of an attribute again.
     model.adapted = [adapted]
 
 
-def _control_rows(model: "GPTSingleHead") -> dict[str, list[int]] | list[int]:
+def _control_rows(model: GPTSingleHead) -> dict[str, list[int]] | list[int]:
     ids = sorted(model.tokenizer.all_special_ids)
     tables = (model.gpt.get_input_embeddings(), model.gpt.get_output_embeddings())
     if tables[0].weight is tables[1].weight:  # peft then finds the second by itself
@@ -66,28 +61,28 @@ def _control_rows(model: "GPTSingleHead") -> dict[str, list[int]] | list[int]:
     return {names[table]: ids for table in tables}
 
 
-def save_adapter(model: "GPTSingleHead", folder: Path) -> None:
+def has_lora(model: GPTSingleHead) -> bool:
+    return hasattr(model, "adapted")
+
+
+def save_adapter(model: GPTSingleHead, folder: Path) -> None:
     """Write the trained matrices and rows, in peft's own format, into a new folder."""
     model.adapted[0].save_pretrained(str(folder), save_embedding_layers=False)
 
 
-def save_merged(model: "GPTSingleHead", folder: Path) -> None:
-    """Save the model for every use: with LoRA, its matrices added to the others, and the adapter beside them."""
-    if not has_lora(model):
+def save_merged(model: GPTSingleHead, folder: Path) -> None:
+    """Save the model in a form that every program reads. With LoRA: merged, and the adapter in a folder of its own."""
+    if has_lora(model):
+        model.save(folder, _merged_weights(model.gpt))
+        save_adapter(model, folder / ADAPTER)
+    else:
         model.save(folder)
-        return
-    model.save(folder, merged_weights(model.gpt))
-    save_adapter(model, folder / ADAPTER)
 
 
-def has_lora(model: "GPTSingleHead") -> bool:
-    return hasattr(model, "adapted")
-
-
-def merged_weights(gpt: nn.Module) -> dict[str, Tensor]:
+def _merged_weights(gpt: nn.Module) -> dict[str, Tensor]:
     """The weights of the same function without LoRA, under the names that the model has without it.
 
-    Those that are trained stay as they are: to merge and to unmerge in place would round them.
+    The trained weights stay as they are, because merging and unmerging them in place would round them.
     """
     from peft.tuners.lora import LoraLayer
     from peft.utils.other import TrainableTokensWrapper

@@ -1,4 +1,4 @@
-"""One process or many: which of them this is, and sums over all of them. With one process nothing is communicated."""
+"""Training in one process or in several: start, sums over all of them, and stopping them together."""
 
 import logging
 import os
@@ -26,10 +26,10 @@ def start(n_gpu: int, visible_device: str, deterministic: bool = False) -> torch
     """Join the other processes if torchrun started several. Return the device that this process trains on.
 
     `n_gpu` above 1 without torchrun starts this program again under torchrun, once for each GPU. float32 matrix
-    products on a GPU may take TF32, whose ten bits of mantissa are more than bf16's seven.
+    products on a GPU may use TF32, which has ten bits of mantissa where bf16 has seven.
 
     Raises:
-        InputError: GPUs that this machine does not have.
+        InputError: this machine does not have these GPUs, or the processes cannot connect.
     """
     gpus = [int(gpu) for gpu in visible_device.split(",")]
     on_gpu = usable_gpu()
@@ -38,61 +38,53 @@ def start(n_gpu: int, visible_device: str, deterministic: bool = False) -> torch
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
         torch.use_deterministic_algorithms(True)
-    under_torchrun = "LOCAL_RANK" in os.environ
-    if n_gpu > 1 and not under_torchrun:
+    local_rank = os.environ.get("LOCAL_RANK")  # set by torchrun
+    if n_gpu > 1 and local_rank is None:
         _start_again_under_torchrun(n_gpu, gpus)
-    if under_torchrun and not os.environ["LOCAL_RANK"].isdecimal():
-        raise InputError(f"LOCAL_RANK {os.environ['LOCAL_RANK']}: must be a number, as torchrun sets it; unset it")
-    gpu = int(os.environ["LOCAL_RANK"]) if under_torchrun else gpus[0]
-    device = _gpu(gpu) if on_gpu else torch.device("cpu")
+    if local_rank is not None and not local_rank.isdecimal():
+        raise InputError(f"LOCAL_RANK {local_rank}: must be a number, as torchrun sets it; unset it")
+    device = torch.device("cpu")
     if on_gpu:
-        torch.cuda.set_device(device)
-    try:
-        if under_torchrun:
-            store, own_rank, processes = next(dist.rendezvous("env://", timeout=CONNECT_TIMEOUT))
-            # A process may wait long while another packs the dataset or completes problems; NCCL's default limit is ten
-            # minutes. If one process ends, torchrun ends the others.
-            store.set_timeout(timedelta(days=1))
-            dist.init_process_group(
-                "nccl" if on_gpu else "gloo",
-                store=store,
-                rank=own_rank,
-                world_size=processes,
-                timeout=timedelta(days=1),
+        device = torch.device("cuda", gpus[0] if local_rank is None else int(local_rank))
+        if device.index >= (there := torch.cuda.device_count()):
+            raise InputError(
+                f"GPU {device.index}: this machine has {there}, numbered from 0; choose others with --visiable_device"
             )
+        torch.cuda.set_device(device)
+    if local_rank is not None:
+        _connect("nccl" if on_gpu else "gloo")
+    return device
+
+
+def _connect(backend: str) -> None:
+    try:
+        store, own_rank, processes = next(dist.rendezvous("env://", timeout=CONNECT_TIMEOUT))
+        # A process may wait long while another packs the dataset or completes problems; NCCL's default limit is ten
+        # minutes. If one process ends, torchrun ends the others.
+        limit = timedelta(days=1)
+        store.set_timeout(limit)
+        dist.init_process_group(backend, store=store, rank=own_rank, world_size=processes, timeout=limit)
     except (ValueError, RuntimeError) as error:
         raise InputError(
             f"LOCAL_RANK is set, as torchrun does, but the processes cannot connect ({first_line(error)}); start with "
             "torchrun, or unset LOCAL_RANK"
         ) from None
-    return device
-
-
-def _gpu(index: int) -> torch.device:
-    there = torch.cuda.device_count()
-    if not 0 <= index < there:
-        raise InputError(
-            f"GPU {index}: this machine has {there}, numbered from 0; choose others with --visiable_device"
-        )
-    return torch.device("cuda", index)
 
 
 def _start_again_under_torchrun(n_gpu: int, gpus: list[int]) -> None:
-    there = torch.cuda.device_count()
+    there, given = torch.cuda.device_count(), ",".join(map(str, gpus))
     if n_gpu > there:
         raise InputError(
             f"--n_gpu {n_gpu}: this machine has {there}; use fewer, or for processes on the CPU "
             f"`torchrun --nproc_per_node {n_gpu} train.py ...`"
         )
     if len(gpus) not in (1, n_gpu):
-        raise InputError(f"--n_gpu {n_gpu} and --visiable_device {','.join(map(str, gpus))}: name as many GPUs")
+        raise InputError(f"--n_gpu {n_gpu} and --visiable_device {given}: name as many GPUs")
     if len(gpus) == n_gpu:
-        before = os.environ.get("CUDA_VISIBLE_DEVICES")
-        names = (
-            before.split(",") if before else [str(gpu) for gpu in range(there)]
-        )  # the numbers count the visible GPUs
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")  # the numbers of `gpus` count these
+        names = visible.split(",") if visible else list(map(str, range(there)))
         if max(gpus) >= len(names):
-            raise InputError(f"--visiable_device {','.join(map(str, gpus))}: this machine has {there}, numbered from 0")
+            raise InputError(f"--visiable_device {given}: this machine has {there}, numbered from 0")
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(names[gpu] for gpu in gpus)
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n_gpu}"]
     sys.stderr.flush()
@@ -116,7 +108,7 @@ def is_main() -> bool:
 def main_first() -> Iterator[None]:
     """Run the block first in the main process, then in one process on each other machine, then in the others.
 
-    So a file that the block makes where it is missing is made once, whether or not the machines share their disk.
+    If the block makes a missing file, it is made once on each disk, whether or not the machines share one.
     """
     turn = 0 if is_main() else 1 if os.environ["LOCAL_RANK"] == "0" else 2
     for now in range(3):
@@ -139,7 +131,7 @@ class StopSignal:
 
     Attributes:
         noted: the signal that this process got.
-        signal: the signal after which all processes agree to stop.
+        signal: the signal that all processes have agreed to stop for.
     """
 
     def __init__(self) -> None:
@@ -165,14 +157,14 @@ class StopSignal:
             self.noted, self._noted_at = signal.Signals(number), time.monotonic()
             logger.warning("%s: saving after this step; once more to stop at once", self.noted.name)
         elif world_size() == 1 or number != self.noted or time.monotonic() - self._noted_at > 1:
-            # Within a second it may be the same signal: torchrun forwards signals that a scheduler also sent to us.
+            # Within a second it may be the same signal twice: from a scheduler, and forwarded by torchrun.
             signal.signal(number, self._handlers_before[number])
             signal.raise_signal(number)
 
     def agreed(self) -> bool:
         """Whether to stop now. All processes call this after each step and get the same answer.
 
-        Several processes send each other what they have noted while the next step runs, so that none waits for another.
+        The processes exchange what they have noted while the next step runs, so that none waits for another.
         """
         if world_size() == 1:
             self.signal = self.noted
@@ -189,7 +181,7 @@ class StopSignal:
 
 @contextmanager
 def others_needed() -> Iterator[None]:
-    """Report a lost connection as an InputError: the process at its other end prints its own cause."""
+    """Report a lost connection as an InputError; the process that has ended prints its own error."""
     try:
         yield
     except RuntimeError as error:  # gloo's errors have no class of their own
@@ -202,7 +194,7 @@ def others_needed() -> Iterator[None]:
 
 
 def finish() -> None:
-    """Wait for all processes to be done: torchrun ends the others as soon as one exits with an error code."""
+    """Wait until all processes are done, because torchrun ends the others as soon as one exits with an error code."""
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""A run's folder, model/<run_name>/: who may write into it, and what a new run deletes there."""
+"""A run's folder, model/<run_name>/: who may write into it, what a new run deletes there, and its model's card."""
 
 import contextlib
 import logging
@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from common.command import InputError
-from common.files import lock
+from common.files import ROOT, lock
+from dataset.format import read_meta
 from training.config import TrainConfig
 
 # The files of a run, including those left when it is killed while writing. Nothing else is ever deleted.
@@ -17,6 +18,37 @@ RUN_FILE = re.compile(
     r"|adapt\.json|adapt_places\.json|humaneval_(before|after)\.jsonl|[^.]+\.gguf)"
     r"(\.autocoder-new|\.autocoder-old|\.\d+\.tmp)?"
 )
+# The README.md of a saved model, with the Hub's metadata, so that its folder can be uploaded as it is.
+CARD = """\
+---
+library_name: transformers
+pipeline_tag: text-generation
+{base_model}tags: [code, autocoder]
+---
+
+# {name}
+
+{how} on the dataset `{dataset}`{split}. It continues source code; it does not answer questions.
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model, tokenizer = (kind.from_pretrained("PATH") for kind in (AutoModelForCausalLM, AutoTokenizer))
+```
+
+A text begins with its language's control word, `<python>` or `<java>`, without a space after it.{fim}
+
+| on the dataset's dev split, after {steps} steps, {tokens:,} tokens | |
+|---|---:|
+{scores}
+
+Flags of `train.py` that differ from its defaults: {flags}
+"""
+FIM = """
+
+It fills in the middle too, trained with `--fim_rate {rate:g}` on two orders: prefix word, suffix word, suffix,
+middle word, prefix; and prefix word, prefix, suffix word, suffix, middle word.
+After the first, what it writes follows the prefix directly."""
 
 
 def is_run(run_folder: Path) -> bool:
@@ -65,3 +97,40 @@ def start_files(run_folder: Path, config: TrainConfig) -> None:
     handler = logging.FileHandler(run_folder / "log.out", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s - %(name)s - %(levelname)s - %(message)s"))
     logging.getLogger().addHandler(handler)
+
+
+@contextlib.contextmanager
+def report_unwritable(path: Path) -> Iterator[None]:
+    """Turn a failure to write below `path` into an InputError that says what is kept."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise InputError(
+            f"{path}: cannot be written ({error}); what was saved before is kept; make room, then go on with "
+            "--restore_training"
+        ) from None
+
+
+def model_card(config: TrainConfig, report: dict, fim_rate: float) -> str:
+    """The card of a run's best model; `report` is ck_report.json."""
+    is_hub_id = not Path(config.model_select).exists() and config.model_select != "tiny"
+    try:
+        split = f", split by {read_meta(ROOT / 'dataset' / config.dataset_name / 'json')['flags']['split_by']}"
+    except InputError:  # a dataset of the 2020 reference has no meta.json
+        split = ""
+    default, scores = TrainConfig(), report["eval_scores_on_dev"]
+    changed = {name: value for name, value in vars(config).items() if value != getattr(default, name)}
+    return CARD.format(
+        name=config.run_name,
+        base_model=f"base_model: {config.model_select}\n" * is_hub_id,
+        how=f"`{config.model_select}`, {'trained from random weights' if config.from_scratch else 'fine-tuned'}",
+        dataset=config.dataset_name,
+        split=split,
+        fim=FIM.format(rate=fim_rate) if fim_rate else "",
+        steps=report["saved_at_total_steps"],
+        tokens=report["tokens_seen"],
+        scores="\n".join(f"| {name} | {value:,.4f} |" for name, value in scores.items() if name != "tokens"),
+        flags=" ".join(f"`--{name} {value}`" for name, value in changed.items()) or "none",
+    )

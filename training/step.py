@@ -1,6 +1,7 @@
-"""One optimizer step: loss of the micro-batches, gradient, clipping and AdamW; optionally compiled and distributed."""
+"""One optimizer step: its rows and random numbers, the loss of its micro-batches, clipping and AdamW."""
 
 import logging
+import math
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -21,6 +22,23 @@ logger = logging.getLogger(__name__)
 STEPS_WORTH_COMPILING = 1000  # on a GPU, where compiling takes about a minute
 
 
+def epoch_order(rows: int, epoch: int, seed: int, shape: tuple[int, ...]) -> Tensor:
+    """Return row numbers [steps, *shape] of one epoch: each row once, and -1 where the last step has no rows left.
+
+    A step's rows depend only on the product of `shape`, not on its division into micro-batches and processes.
+    """
+    generator = torch.Generator().manual_seed((seed + 1_000_003 * epoch) % 2**63)
+    per_step = math.prod(shape)
+    order = torch.full((math.ceil(rows / per_step) * per_step,), -1)
+    order[:rows] = torch.randperm(rows, generator=generator)
+    return order.view(-1, *shape)
+
+
+def seed_step(seed: int, step: int) -> None:
+    """Seed torch for one step, so that a restarted run draws the same dropout and need not save any generator."""
+    torch.manual_seed(((seed * 1_000_003 + step) * 1_009 + rank()) % 2**63)
+
+
 class TrainStep:
     """Makes optimizer steps on a model. Nothing in a step waits for the device; `read_sums` does.
 
@@ -31,12 +49,18 @@ class TrainStep:
     Attributes:
         dtype: of the matrix products.
         optimizer, scaler: what a restart needs besides the weights.
+        epoch_sums, recent_sums: nats and targets [2] float64 of this process, in this epoch and since the last entry
+            in the log. They stay on the device, so that adding to them waits for nothing.
     """
 
     def __init__(self, model: GPTSingleHead, config: TrainConfig):
         self.model, self.config = model, config
         self.dtype = choose_dtype(config.precision, model.device)
-        groups = parameter_groups(model, config.weight_decay)
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
+            {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},  # biases and norms
+        ]
         self.optimizer = torch.optim.AdamW(groups, lr=config.lr, eps=1e-6, fused=True)
         self.scaler = torch.amp.GradScaler(model.device.type, enabled=self.dtype == torch.float16)
         self._summed_loss: nn.Module = SummedLoss(model)
@@ -45,12 +69,22 @@ class TrainStep:
     def prepare(self, batches: TokenBatches, progress: Progress) -> None:
         """Continue from `progress`. Distribute the loss and, if asked, compile it, tried on rows of `batches`."""
         self._set_sums(progress)
-        loss = SummedLoss(self.model)
-        self._summed_loss = distributed(loss)
+        loss = self._summed_loss
+        if world_size() > 1:
+            devices = [self.model.device] if self.model.device.type == "cuda" else None
+            self._summed_loss = DistributedDataParallel(loss, device_ids=devices, gradient_as_bucket_view=True)
         if self.config.compile == "on":
             loss.set_compile_mode(self._compile_mode())
             if not self._works(batches):
                 loss.set_compile_mode(None)
+
+    def _set_sums(self, progress: Progress) -> None:
+        device, own = self.model.device, is_main()  # the sums so far count in one process only
+        sums = torch.tensor([progress.epoch_nats, progress.epoch_targets], dtype=torch.float64)
+        self.epoch_sums = (sums * own).to(device)
+        sums = torch.tensor([progress.recent_nats, progress.recent_targets], dtype=torch.float64)
+        self.recent_sums = (sums * own).to(device)
+        self._bad_steps = torch.zeros(2, dtype=torch.int64, device=device)  # in a row, and since the last reading
 
     def __call__(self, batches: TokenBatches, rows: Tensor, lr: float) -> Tensor:
         """One step over the rows [micro-batches, processes, B] of `batches`; returns the gradient's norm, a scalar.
@@ -67,8 +101,8 @@ class TrainStep:
             with self._gradients_shared(i == len(rows) - 1):
                 with autocast(rows.device, self.dtype):
                     nats = self._summed_loss(ids, labels)
-                # DistributedDataParallel averages over processes, but we need the sum. A loss that is not finite
-                # makes every gradient not finite, and so in all processes.
+                # DistributedDataParallel averages over processes, but we need the sum. Adding 0 * nats makes every
+                # gradient not finite if the loss is not, and so in all processes.
                 self.scaler.scale(nats * (world_size() / targets + 0 * nats.detach())).backward()
             step_nats += nats.detach()
         self.scaler.unscale_(self.optimizer)
@@ -76,8 +110,8 @@ class TrainStep:
         own_targets = batches.count_targets(rows[:, rank()])
         bad = ~norm.isfinite()
         sums = torch.stack((step_nats, own_targets)).double().masked_fill(bad, 0)
-        self._epoch_sums += sums
-        self._recent_sums += sums
+        self.epoch_sums += sums
+        self.recent_sums += sums
         self._bad_steps[0] = (self._bad_steps[0] + 1) * bad
         self._bad_steps[1] += bad
         return norm
@@ -102,33 +136,18 @@ class TrainStep:
         """Exchange gradients between processes only with the last micro-batch of an optimizer step."""
         return nullcontext() if is_last or world_size() == 1 else self._summed_loss.no_sync()
 
-    def _set_sums(self, progress: Progress) -> None:
-        """Set the sums over steps. They stay on the device, so that adding to them waits for nothing."""
-        device = self.model.device
-        self._epoch_sums, self._recent_sums = (
-            (torch.tensor(sums, dtype=torch.float64) * is_main()).to(device)
-            for sums in ((progress.epoch_nats, progress.epoch_targets), (progress.recent_nats, progress.recent_targets))
-        )
-        self._bad_steps = torch.zeros(2, dtype=torch.int64, device=device)  # in a row, and since the last reading
-
     def read_sums(self, progress: Progress) -> int:
-        """Bring the sums of all processes into `progress`; returns how many steps in a row were not finite.
+        """Write the sums of all processes into `progress`; return how many steps in a row were not finite.
 
         The one place where training waits for the device.
         """
-        sums = all_sum(torch.cat((self._epoch_sums, self._recent_sums))).tolist()
+        sums = all_sum(torch.cat((self.epoch_sums, self.recent_sums))).tolist()
         progress.epoch_nats, progress.epoch_targets, progress.recent_nats, progress.recent_targets = sums
         progress.tokens_seen = progress.tokens_before_epoch + int(progress.epoch_targets)
         in_a_row, since = self._bad_steps.tolist()
         progress.skipped_steps += since
         self._bad_steps[1] = 0
         return in_a_row
-
-    def begin_epoch(self) -> None:
-        self._epoch_sums.zero_()
-
-    def begin_recent(self) -> None:
-        self._recent_sums.zero_()
 
     def _compile_mode(self) -> str:
         # The kernels of a small batch finish sooner than they can be launched one by one, so CUDA graphs launch them
@@ -183,22 +202,6 @@ class SummedLoss(nn.Module):
             return token_nats(self._body(ids), labels).sum()
         hidden, targets = flat_pairs(self._body(ids), labels)
         return next_token_nats(hidden, self.model.gpt.lm_head.weight, targets)
-
-
-def parameter_groups(model: GPTSingleHead, weight_decay: float) -> list[dict]:
-    """AdamW's two groups: matrices decay; vectors, that is biases and normalisation weights, do not."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
-    ]
-
-
-def distributed(loss: SummedLoss) -> nn.Module:
-    if world_size() == 1:
-        return loss
-    devices = [loss.model.device] if loss.model.device.type == "cuda" else None
-    return DistributedDataParallel(loss, device_ids=devices, gradient_as_bucket_view=True)
 
 
 def worth_compiling(device: torch.device, total_steps: int) -> bool:

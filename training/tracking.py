@@ -1,16 +1,19 @@
 """The log of a run's numbers: always TensorBoard, and Weights & Biases if asked."""
 
 import logging
+import netrc
 import os
 import threading
-from collections.abc import Callable
-from functools import partial
+from dataclasses import asdict
 from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
 from common.command import InputError, first_line
-from training.checkpoint import one_line_when_full
+from training.checkpoint import Progress
+from training.config import TrainConfig
+from training.processes import is_main
+from training.run_folder import report_unwritable
 
 logger = logging.getLogger(__name__)
 
@@ -18,45 +21,30 @@ WANDB_TIMEOUT_S = 30
 
 
 class Metrics:
-    """Logs the scalars of a run by name and optimizer step.
+    """Logs the scalars of a run by name and optimizer step. Only the main process writes anything.
+
+    The methods raise InputError if the disk is full.
 
     Args:
         run_folder: gets `tensorboard/` and, with W&B, `wandb/`.
-        first_step: events of an earlier process at this step or later are discarded, because its run was stopped
-            after its last saved state.
-        wandb_project: None for no W&B. Without a key W&B runs offline; it never asks for a login.
-        wandb_id: the W&B run to continue.
-        config: recorded with the W&B run.
-        enabled: False in processes that write nothing.
-
-    Its methods raise InputError if the disk is full.
+        progress: where the run continues. Events after its step are from a process that was stopped before it saved
+            them, and are discarded. Gets the id of the W&B run.
     """
 
-    def __init__(
-        self,
-        run_folder: Path,
-        first_step: int,
-        wandb_project: str | None = None,
-        wandb_id: str | None = None,
-        config: dict | None = None,
-        enabled: bool = True,
-    ):
+    def __init__(self, run_folder: Path, config: TrainConfig, progress: Progress):
         self._tensorboard = self._wandb = None
-        if not enabled:
+        if not is_main():
             return
         self._folder = run_folder / "tensorboard"
-        threading.excepthook = _say_all_but_os_errors
-        self._tensorboard = SummaryWriter(str(self._folder), purge_step=first_step)
-        if wandb_project is not None:
-            self._wandb = _start_wandb(run_folder, wandb_project, wandb_id, config)
-
-    @property
-    def wandb_id(self) -> str | None:
-        return self._wandb.id if self._wandb else None
+        threading.excepthook = _print_unless_os_error
+        self._tensorboard = SummaryWriter(str(self._folder), purge_step=progress.step + 1)
+        if config.with_wandb:
+            self._wandb = _start_wandb(run_folder, config, progress.wandb_id)
+        progress.wandb_id = self._wandb.id if self._wandb else None
 
     def log(self, values: dict[str, float], step: int) -> None:
         if self._tensorboard:
-            with one_line_when_full(self._folder):
+            with report_unwritable(self._folder):
                 for name, value in values.items():
                     self._tensorboard.add_scalar(name, value, step)
         if self._wandb:
@@ -68,25 +56,29 @@ class Metrics:
 
     def flush(self) -> None:
         if self._tensorboard:
-            with one_line_when_full(self._folder):
+            with report_unwritable(self._folder):
                 self._tensorboard.flush()
 
     def close(self) -> None:
         if self._tensorboard:
-            with one_line_when_full(self._folder):
+            with report_unwritable(self._folder):
                 self._tensorboard.close()
         if self._wandb:
-            _within(WANDB_TIMEOUT_S, self._wandb.finish)
+            thread = threading.Thread(target=self._wandb.finish, daemon=True)
+            thread.start()
+            thread.join(WANDB_TIMEOUT_S)
+            if thread.is_alive():
+                logger.warning("W&B: the upload takes more than %d s; `wandb sync` can finish it", WANDB_TIMEOUT_S)
 
 
-def _say_all_but_os_errors(thread_error: threading.ExceptHookArgs) -> None:
+def _print_unless_os_error(failure: threading.ExceptHookArgs) -> None:
     """Print a thread's error, except OSErrors: TensorBoard raises those again in the next call of `Metrics`."""
-    if not isinstance(thread_error.exc_value, OSError):
-        threading.__excepthook__(thread_error)
+    if not isinstance(failure.exc_value, OSError):
+        threading.__excepthook__(failure)
 
 
 def check_wandb(project: str) -> None:
-    """Raises InputError where W&B does not take the project's name, or what the environment says of it."""
+    """Raise InputError if W&B does not accept the project's name or a WANDB_... variable of the environment."""
     import wandb
 
     try:
@@ -98,35 +90,26 @@ def check_wandb(project: str) -> None:
         ) from None
 
 
-def _start_wandb(run_folder: Path, project: str, run_id: str | None, config: dict | None):
+def _start_wandb(run_folder: Path, config: TrainConfig, run_id: str | None):
+    """Start a W&B run, or continue `run_id`. Without a key it is kept offline, so W&B never asks for a login."""
     import wandb
 
     mode = os.environ.get("WANDB_MODE")
     if mode is None and not _has_key():
         mode = "offline"
         logger.warning("W&B: no key found, so this run is kept offline in %s; `wandb sync` uploads it", run_folder)
-    start = partial(wandb.init, project=project, name=run_folder.name, dir=str(run_folder), id=run_id, config=config)
+    project, settings = config.wandb_project_name, asdict(config)
+    run = {"project": project, "name": run_folder.name, "dir": str(run_folder), "id": run_id, "config": settings}
     timeout = float(os.environ.get("WANDB_INIT_TIMEOUT", WANDB_TIMEOUT_S))
     try:
         settings = wandb.Settings(console="off", silent=mode == "offline", init_timeout=timeout)
-        return start(mode=mode, resume="allow" if run_id else None, settings=settings)
+        return wandb.init(**run, mode=mode, resume="allow" if run_id else None, settings=settings)
     except wandb.Error as error:  # no answer, or a key that is not valid
         logger.warning("W&B: %s; the run is kept offline in %s, `wandb sync` uploads it", first_line(error), run_folder)
-        return start(mode="offline", settings=wandb.Settings(console="off", silent=True))
-
-
-def _within(seconds: float, work: Callable[[], None]) -> None:
-    """Run `work`, but wait for it at most `seconds`."""
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if thread.is_alive():
-        logger.warning("W&B: the upload takes more than %d s; `wandb sync` can finish it later", seconds)
+        return wandb.init(**run, mode="offline", settings=wandb.Settings(console="off", silent=True))
 
 
 def _has_key() -> bool:
-    import netrc
-
     if os.environ.get("WANDB_API_KEY"):
         return True
     try:
