@@ -1,1 +1,1 @@
-"""What else of a project the model should see: chunks of its files, the search for them, and how they are written."""
+"""Repository context: chunks of a project's other files, the search for them, and their form in the prompt."""

@@ -1,4 +1,4 @@
-"""Which chunks of a project a model is shown at a place."""
+"""Choose the chunks of a project that a model sees at a place."""
 
 import subprocess
 from collections.abc import Collection, Sequence
@@ -24,10 +24,12 @@ def choose_context(
     max_tokens: int,
     max_new_tokens: int,
 ) -> list[Chunk]:
-    """`Repository.chunks_for`: no more tokens of this model than `max_tokens`, and than the prompt leaves room for.
+    """Call `Repository.chunks_for` with a limit in this model's tokens.
+
+    The chunks take at most `max_tokens`, and at most what the prompt and the completion leave of the context length.
 
     Args:
-        max_new_tokens: of the completion, for which room is left too.
+        max_new_tokens: the completion's length, which is kept free.
     """
     place = read_place(engine, prefix, suffix, (), path, language, max_new_tokens)
     room = engine.context_length - len(place.ids) - max_new_tokens - len(place.end.text)
@@ -37,13 +39,11 @@ def choose_context(
         return len(context_ids(engine.vocabulary, [chunk], language, path)) - around
 
     most = min(max_tokens, room) - around
-    return repository.chunks_for(
-        prefix, suffix, path or None, extra, exclude, max_tokens=most, count_tokens=count
-    )  # fmt: skip
+    return repository.chunks_for(prefix, suffix, path or None, extra, exclude, max_tokens=most, count_tokens=count)
 
 
 def work_tree(file: Path) -> Path | None:
-    """The git work tree that a file lies in, or None."""
+    """Return the git work tree that contains a file, or None."""
     command = ["git", "-C", str(file.absolute().parent), "rev-parse", "--show-toplevel"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True)

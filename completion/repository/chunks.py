@@ -1,9 +1,9 @@
-"""A source file cut into chunks, and a chunk's words."""
+"""Cut a source file into chunks, and split names into words."""
 
 import re
 from typing import NamedTuple
 
-LONGEST = 24  # lines of a chunk; from half of it on, a chunk ends where a blank line or a new definition is
+LONGEST = 24  # lines of a chunk; if possible, a chunk of at least half as many ends before a blank line or a definition
 BOUNDARY = re.compile(r"\s*$|(class|def|async def|@|public|private|protected) ?")
 NAME = re.compile(r"[^\W\d]\w*")
 PART = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[^\W\dA-Z_]+|[A-Z]+|\d+")
@@ -24,7 +24,7 @@ class Chunk(NamedTuple):
 
 
 def cut_chunks(path: str, text: str, longest: int = LONGEST) -> list[Chunk]:
-    """All lines of a file as chunks, one after the other; those without a name in them are left out."""
+    """Divide all lines of a file into chunks. Chunks that contain no name are left out."""
     lines = text.splitlines(keepends=True)
     chunks, start = [], 0
     while start < len(lines):
@@ -38,6 +38,6 @@ def cut_chunks(path: str, text: str, longest: int = LONGEST) -> list[Chunk]:
 
 
 def words_of(name: str) -> list[str]:
-    """A name in lower case, and its parts where it has several: readFile gives read, file, readfile."""
+    """Return a name in lower case, and before it its parts if it has several: readFile gives read, file, readfile."""
     parts = [part.lower() for part in PART.findall(name)]
     return [*parts, name.lower()] if len(parts) > 1 else [name.lower()]

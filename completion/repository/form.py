@@ -1,4 +1,4 @@
-"""How chunks of a project are written into a prompt, in a form that the model knows."""
+"""Write chunks of a project into a prompt, in a form that the model knows."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -7,22 +7,22 @@ from completion.prompt import Prompt
 from completion.repository.chunks import Chunk
 from completion.tokens import Vocabulary
 
-# The words of a repository's name and of a file's beginning: of Qwen-Coder (arXiv:2409.12186) and of StarCoder 2.
+# The special words before a repository's name and before a file: of Qwen-Coder (arXiv:2409.12186) and of StarCoder 2.
 FAMILIES = (("<|repo_name|>", "<|file_sep|>"),)
-COMMENT = {"java": "//"}  # else as in Python
-NAME = "project"  # what the repository is called; no model's answer depends on it
+COMMENT = {"java": "//"}  # other languages: as in Python
+NAME = "project"  # the same name for every repository
 
 
 def with_context(
     prompt: Prompt, vocabulary: Vocabulary, chunks: Sequence[Chunk], language: str, path: str, room: int
 ) -> Prompt:
-    """The prompt with as many of the chunks before it as have room, the last ones first left out.
+    """Return the prompt with chunks before it. If they do not all fit, the last ones are left out.
 
-    They come after what the tokenizer itself puts before a text, and before the language's control word.
+    They come after the tokens that the tokenizer itself puts before a text, and before the language's control word.
 
     Args:
-        path: of the file that is completed, for models that are told each file's name; may be empty.
-        room: tokens.
+        path: the completed file's path, for models that are told each file's name; may be empty.
+        room: the most tokens that the chunks may take.
     """
     chunks = list(chunks)
     while chunks and len(ids := context_ids(vocabulary, chunks, language, path)) > room:
@@ -34,7 +34,7 @@ def with_context(
 
 
 def context_ids(vocabulary: Vocabulary, chunks: Sequence[Chunk], language: str, path: str) -> list[int]:
-    """All that stands before the prompt: the chunks, and what leads from them to the file that is completed."""
+    """Return all tokens before the prompt: the chunks, and if the model knows such words, the completed file's name."""
     ids = [token for chunk in chunks for token in _chunk_ids(vocabulary, chunk, language)]
     if words := _repository_words(vocabulary):
         name, file = ([word] for word in words)
