@@ -42,10 +42,10 @@ def run_command(main: Callable[[], None]) -> NoReturn:
     except InputError as error:
         code = _fail(str(error))
     except OSError as error:
-        if error.strerror is None:  # not an error of the operating system, so a defect of ours: show where
+        if error.strerror is None:  # not from the operating system, so it is our bug: show the traceback
             raise
-        is_left = isinstance(error, BrokenPipeError)  # the reader of our stdout has left, as in `... | head`
-        code = 1 if is_left else _fail(f"{error.filename or 'input/output'}: {error.strerror}")
+        reader_ended = isinstance(error, BrokenPipeError)  # as in `... | head`
+        code = 1 if reader_ended else _fail(f"{error.filename or 'input/output'}: {error.strerror}")
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python writes the rest of stdout there when it ends
     except MemoryError:
         code = _fail("out of memory")
@@ -59,7 +59,7 @@ def _prepare_streams() -> None:
     """Make the three streams usable: they may be closed, or their encoding may lack characters.
 
     If the locale is not UTF-8 (LC_ALL=C), Python cannot decode file names and arguments, and libraries write files that
-    others cannot read. So the program starts again in Python's UTF-8 mode. Windows always uses it for names.
+    others cannot read. So the program starts again in Python's UTF-8 mode.
     """
     if sys.getfilesystemencoding() != "utf-8":
         os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
@@ -90,10 +90,7 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{message} (see {self.prog} -h)")
 
     def print_help(self, file: TextIO | None = None) -> None:
-        print(self.format_help(), end="", file=file)  # argparse ignores a stdout that is full
-
-
-_LIMITS = {"at least": operator.ge, "above": operator.gt, "at most": operator.le, "below": operator.lt}
+        print(self.format_help(), end="", file=file)  # argparse hides the error of a full disk
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,47 +98,42 @@ class Rule:
     """The values that a flag accepts."""
 
     kind: Callable[[str], Any]  # int, float, str, or a function of the text that raises ValueError with a reason
+    choices: Sequence[str] | None = None
     at_least: float | None = None
     at_most: float | None = None
     above: float | None = None
     below: float | None = None
-    choices: Sequence[str] | None = None
 
-    def read(self, name: str, text: str) -> Any:
-        """Convert `text` to a value. Raises InputError with `name` if the flag does not accept it."""
-        if text == "":
-            raise InputError(f"{name} '': must not be empty")
+    def check(self, name: str, given: Any, is_text: bool = False) -> Any:
+        """Return the value that a flag was given in Python or, with `is_text`, on the command line.
+
+        Raises:
+            InputError: the flag does not accept it. The message begins with `name`.
+        """
         try:
-            value = self.kind(text)
+            if is_text or self.kind not in (int, float):
+                value = self.kind(given)
+            elif type(value := given) not in (int, self.kind):
+                raise ValueError
+            wrong = "must not be empty" if value == "" else self._fault(value)
         except ValueError as error:
-            wanted = {int: "must be a whole number", float: "must be a number"}.get(self.kind, str(error))
-            raise InputError(f"{name} {_quoted(text)}: {wanted}") from None
-        self._check_range(name, text, value)
+            wrong = {int: "must be a whole number", float: "must be a number"}.get(self.kind, str(error))
+        if wrong:
+            text = str(given)
+            raise InputError(f"{name} {shlex.quote(text if len(text) <= 80 else f'{text[:77]}...')}: {wrong}")
         return value
 
-    def check(self, name: str, value: Any) -> None:
-        """Check a value given in Python, as `read` checks typed text."""
-        if self.kind not in (int, float):
-            self.read(name, value)
-        elif type(value) not in (int, self.kind):
-            raise InputError(f"{name} {_quoted(value)}: must be {self.kind.__name__}")
-        else:
-            self._check_range(name, value, value)
-
-    def _check_range(self, name: str, shown: Any, value: Any) -> None:
-        limits = [(words, getattr(self, words.replace(" ", "_")), fits) for words, fits in _LIMITS.items()]
-        broken = [f"{words} {limit}" for words, limit, fits in limits if limit is not None and not fits(value, limit)]
+    def _fault(self, value: Any) -> str | None:
         if isinstance(value, float) and not math.isfinite(value):
-            broken = ["finite"]
-        elif self.choices and value not in self.choices:
-            broken = [f"one of {', '.join(self.choices)}"]
-        if broken:
-            raise InputError(f"{name} {_quoted(shown)}: must be {broken[0]}")
-
-
-def _quoted(value: Any) -> str:
-    text = str(value)
-    return shlex.quote(text if len(text) <= 80 else f"{text[:77]}...")
+            return "must be finite"
+        if self.choices and value not in self.choices:
+            return f"must be one of {', '.join(self.choices)}"
+        tests = {"at_least": operator.ge, "at_most": operator.le, "above": operator.gt, "below": operator.lt}
+        for name, fits in tests.items():
+            limit = getattr(self, name)
+            if limit is not None and not fits(value, limit):
+                return f"must be {name.replace('_', ' ')} {limit}"
+        return None
 
 
 def flag(
@@ -149,28 +141,26 @@ def flag(
     help: str,
     *aliases: str,
     type: Callable[[str], Any] | None = None,
-    choices: Sequence[str] | None = None,
     positional: bool = False,
     nargs: str | None = None,
-    metavar: str | None = None,
-    **limits: float,
+    **limits: Any,
 ) -> Any:
     """A dataclass field that is also a command-line flag, `--<field name>` and `aliases`.
 
-    A typed value must be within the limits, finite and not empty. The default may be anything, for example None.
+    Other values than the default must be within the limits, finite and not empty.
 
     Args:
         type: int, float, str or a function like `folder_name`; default: the type of the default value.
-        positional: the value is given alone, without `--<field name>`.
-        limits: at_least, at_most, above, below.
+        positional: the value is typed alone, without `--<field name>`.
+        nargs: "+": the value is a list.
+        limits: at_least, at_most, above, below, choices.
     """
     rule, options = None, {"help": help, "action": "store_true"}
     if not isinstance(default, bool):
-        rule = Rule(type or default.__class__, choices=choices, **limits)
-        metavar = metavar or ("{" + ",".join(choices) + "}" if choices else None)
+        rule = Rule(type or default.__class__, **limits)
+        metavar = "{" + ",".join(rule.choices) + "}" if rule.choices else None
         options = {"help": help, "action": _Read, "rule": rule, "nargs": nargs, "metavar": metavar}
-    names = () if positional else aliases
-    metadata = {"rule": rule, "options": options, "aliases": names, "positional": positional}
+    metadata = {"rule": rule, "options": options, "aliases": aliases, "positional": positional}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -186,7 +176,7 @@ class Flags:
 
 
 class _Read(argparse.Action):
-    """Reads a flag's text by its rule; errors show the name that the user typed."""
+    """Reads a flag's text by its rule. Errors show the name that the user typed."""
 
     def __init__(self, *, rule: Rule, **options: Any):
         super().__init__(**options)
@@ -194,9 +184,8 @@ class _Read(argparse.Action):
 
     def __call__(self, parser, namespace, values, option_string=None) -> None:
         texts = values if isinstance(values, list) else [values]
-        read = [
-            self.rule.read(option_string or self.dest, text) for text in texts or ["--"]
-        ]  # argparse drops a lone --
+        name = option_string or self.dest
+        read = [self.rule.check(name, text, is_text=True) for text in texts or ["--"]]  # argparse drops a lone --
         setattr(namespace, self.dest, read if self.nargs else read[0])
 
 

@@ -63,7 +63,6 @@ class ConvertConfig(Flags):
         "default: those of these folders that exist",
         type=str,
         nargs="+",
-        metavar="DIR",
     )
     include_ignored: bool = flag(
         False, "also take installed packages, virtual environments, build output and files that git ignores"

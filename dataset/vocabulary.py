@@ -20,9 +20,7 @@ END = "<|endoftext|>"
 
 @dataclass
 class VocabularyConfig(Flags):
-    source: tuple[str, ...] = flag(
-        ("stdlib",), "folders to learn from; as for dataset/convert.py", type=str, nargs="+", metavar="DIR"
-    )
+    source: tuple[str, ...] = flag(("stdlib",), "folders to learn from; as for dataset/convert.py", type=str, nargs="+")
     include_ignored: bool = flag(False, "as for dataset/convert.py")
     vocab_size: int = flag(
         8189,

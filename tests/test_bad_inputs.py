@@ -82,7 +82,7 @@ def test_the_limits_themselves_are_taken_also_from_python(flags):
         if rule and rule.kind in (int, float):
             for limit in (rule.at_least, rule.at_most):
                 if limit is not None:
-                    assert rule.read("--it", str(limit)) == limit
+                    assert rule.check("--it", str(limit), is_text=True) == limit
             for value in (math.nan, math.inf, "1", True, (rule.at_least or 0) - 1):
                 with pytest.raises(InputError, match=f"--{field.name}"):
                     dataclasses.replace(flags(), **{field.name: value})
