@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from common.command import InputError
-from common.files import atomic_write, lock, open_input, replace_folder
+from common.files import lock, open_input, replace_folder
 from common.loss import IGNORED
 from common.model_files import fingerprint
 from common.source_code import LANGUAGES
@@ -49,8 +49,8 @@ class SrcCodeDataset(Dataset):
         self.file_path = Path(file_path)
         self.max_seq_length = model.max_seq_length
         self._vocabulary_size, self._pad_id = model.vocabulary_size, model.pad_id
-        # Around the text of a row: the model's first tokens, the control word of the language, and the end. A model
-        # has control words for all languages or for none; a tokenizer may have no word for the end.
+        # A row is: tokens that begin every text, the language's control word, the text, the end. A model has control
+        # words for all languages or for none; a tokenizer may have no word for the end.
         self._begin = model.start_ids("")
         self._controls = {language: model.control_id(language) for language in LANGUAGES}
         self._end = [] if model.eos_token_id is None else [model.eos_token_id]
@@ -91,9 +91,10 @@ class SrcCodeDataset(Dataset):
                 digest.update(block)
                 lines += block.count(b"\n")
                 last = block[-1:]
-        if lines + (last != b"\n") == 0:
+        lines += last != b"\n"  # a last line without a line end
+        if lines == 0:
             raise InputError(f"{self.file_path}: holds no rows; run dataset/convert.py on more or larger sources")
-        return digest.hexdigest(), lines + (last != b"\n")
+        return digest.hexdigest(), lines
 
     # ---- cache
 
@@ -116,7 +117,7 @@ class SrcCodeDataset(Dataset):
                 return False
             if meta["mtime_ns"] != stat.st_mtime_ns and key["content"] != self._hash_and_count()[0]:
                 return False
-            # mode "c" (private pages), because torch.from_numpy needs writable memory
+            # Mode "c" (private pages), because torch.from_numpy needs writable memory.
             self.tokens = np.load(cache / "tokens.npy", mmap_mode="c", allow_pickle=False)
             self.lengths = np.load(cache / "lengths.npy", allow_pickle=False)
             self.content = key["content"]
@@ -132,12 +133,11 @@ class SrcCodeDataset(Dataset):
                 matrix = _make_matrix(new / "tokens.npy", (rows, self.max_seq_length), self._vocabulary_size)
                 lengths = self._fill(matrix)
                 matrix.flush()
-                with atomic_write(new / "lengths.npy", "wb") as file:
-                    np.save(file, lengths)
+                np.save(new / "lengths.npy", lengths)
                 meta = {"key": self._key(content), "rows": rows, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
                 (new / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
         except OSError as error:
-            raise InputError(f"{cache}: cannot be written ({error.strerror}); make room there") from None
+            raise InputError(f"{cache}: cannot be written ({error.strerror or error}); make room there") from None
         if not self._load(cache):
             raise InputError(f"{self.file_path}: changed while it was read; start again")
         logger.info("packed %d rows of %s into %s", rows, self.file_path, cache)
@@ -150,7 +150,7 @@ class SrcCodeDataset(Dataset):
         begin, end, head, done = len(self._begin), len(self._end), self.head_length, 0
         for rows in read_rows(self.file_path, self._vocabulary_size):
             counts = rows.counts
-            # [rows, head + longest + end]: what is before a text, its token ids, what is after it
+            # [rows, head + longest + end]: the head, the token ids and the end of each row
             block = np.full((len(counts), head + counts.max() + end), self._pad_id, np.int64)
             block[:, :begin] = self._begin
             block[:, begin:head] = np.array(self._control_ids(rows))[:, None]
@@ -179,7 +179,7 @@ class SrcCodeDataset(Dataset):
 def _make_matrix(file: Path, shape: tuple[int, int], vocabulary_size: int) -> np.ndarray:
     """Make a memory-mapped matrix in a new file, with disk space reserved for all of it.
 
-    Without that, the system kills a program that writes to a mapped page when the disk is full.
+    Otherwise, on a full disk, writing to the matrix would kill the program without an error.
     """
     dtype = np.min_scalar_type(vocabulary_size - 1)
     matrix = np.lib.format.open_memmap(file, mode="w+", dtype=dtype, shape=shape)
@@ -210,7 +210,7 @@ class TokenBatches:
         return len(self.lengths)
 
     def count_targets(self, rows: Tensor) -> Tensor:
-        """Count the targets in rows of any shape, on the device: all tokens except a row's first and its context."""
+        """Count the targets of rows [...] (on the device): all tokens except each row's first and its context."""
         return torch.where(rows >= 0, (self.lengths - self._firsts)[rows], 0).sum()
 
     def gather(self, rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 
 class SavedSettings(TypedDict, total=False):
-    """gpt_sh_config.json: arguments of GPTSingleHead that a saved model keeps."""
+    """gpt_sh_config.json: what a saved model keeps beside transformers' files."""
 
     max_seq_length: Annotated[int, range(2, 2**31)]
     do_lower_case: bool
@@ -46,8 +46,9 @@ class GPTSingleHead(nn.Module):
         max_seq_length: tokens per sequence; clipped, with a warning, to what the model's configuration allows.
         do_lower_case: lower the case of every text before it is tokenized.
         special_words_to_add: see `add_special_words`.
-        fim_rate: the fraction of training rows that were cut for fill-in-the-middle; 0: the value in its folder.
         from_scratch: keep configuration and vocabulary, but start from random weights.
+    Attributes:
+        fim_rate: the highest `train.py --fim_rate` that these weights were trained with; above 0 the model can infill.
     Raises:
         InputError: there is no model under that name, or transformers cannot read its files.
     """
@@ -59,11 +60,10 @@ class GPTSingleHead(nn.Module):
         do_lower_case: bool = False,
         special_words_to_add: dict[str, str | list[str]] | None = None,
         from_scratch: bool = False,
-        fim_rate: float = 0.0,
     ):
         super().__init__()
         transformers.utils.logging.disable_progress_bar()
-        transformers.utils.logging.set_verbosity_error()  # it also reports harmless things; errors are raised below
+        transformers.utils.logging.set_verbosity_error()  # its warnings are about harmless things
         folder = find_pretrained(str(model_name_or_path), weights=not from_scratch)
         read_config(folder)
         if (folder / "tokenizer.json").is_file():
@@ -85,7 +85,7 @@ class GPTSingleHead(nn.Module):
         self._check_vocabulary(folder)
         self._know_control_words()
         self.do_lower_case = do_lower_case
-        self.fim_rate = fim_rate or (0.0 if from_scratch else _settings(folder).get("fim_rate", 0.0))
+        self.fim_rate: float = 0.0 if from_scratch else _settings(folder).get("fim_rate", 0.0)
         self.max_seq_length = max_seq_length
         if special_words_to_add is not None:
             self.add_special_words(special_words_to_add)
@@ -109,7 +109,7 @@ class GPTSingleHead(nn.Module):
         return self.gpt.device
 
     def tokenize(self, text: str) -> list[int]:
-        """Token ids of a text. A control word spelled in it (`<pad>`, `<|endoftext|>`) is ordinary text."""
+        """Token ids of a text. A control word in it, such as `<pad>`, is read as ordinary text."""
         if self.do_lower_case:
             text = text.lower()
         return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
@@ -119,7 +119,7 @@ class GPTSingleHead(nn.Module):
         return self.tokenizer.backend_tokenizer.token_to_id(f"<{language.lower()}>")
 
     def start_ids(self, language: str) -> list[int]:
-        """The ids before every text: those that the model's own tokenizer adds, and the control word if it has one."""
+        """The ids before every text: those that the tokenizer itself adds, then the control word if there is one."""
         text = self.tokenizer("x", add_special_tokens=False)["input_ids"]
         whole = self.tokenizer("x")["input_ids"]
         before = next((n for n in range(len(whole)) if whole[n : n + len(text)] == text), 0)
@@ -138,13 +138,13 @@ class GPTSingleHead(nn.Module):
         return self.gpt.get_input_embeddings().weight.shape[0]
 
     def add_special_words(self, special_words_to_add: dict[str, str | list[str]]) -> None:
-        """Add words such as {"pad_token": "<pad>", "additional_special_tokens": ["<python>"]} and rows to embed them.
+        """Add control words, as in {"pad_token": "<pad>", "additional_special_tokens": ["<python>"]}, and their rows.
 
-        Words that the tokenizer already knows are skipped. The rows of new words start as the mean of all others:
-        random rows could make a new word likely, or change the text after it.
+        Words that the tokenizer already has are skipped. The embedding rows of new words start as the mean of all
+        others, because random rows could make a new word likely, or change the text after it.
         """
         words = dict(special_words_to_add)
-        if "additional_special_tokens" in words:  # transformers 5 knows them as extra_special_tokens
+        if "additional_special_tokens" in words:  # transformers 5 calls them extra_special_tokens
             words["extra_special_tokens"] = words.pop("additional_special_tokens")
         known = set(self.tokenizer.get_vocab().values())
         self.tokenizer.add_special_tokens(words)
@@ -166,8 +166,8 @@ class GPTSingleHead(nn.Module):
         largest = max(self.tokenizer.get_vocab().values(), default=-1)
         if largest >= self.vocabulary_size:
             raise InputError(
-                f"{folder}: its tokenizer has ids up to {largest}, but its embedding only {self.vocabulary_size} rows; "
-                "the two are not of one model: take a complete copy"
+                f"{folder}: its tokenizer has ids up to {largest}, but its embedding only {self.vocabulary_size} rows, "
+                f"so they belong to different models; {COMPLETE_COPY}"
             )
 
     def _know_control_words(self) -> None:
@@ -181,8 +181,8 @@ class GPTSingleHead(nn.Module):
         """Mean loss per unpadded target in nats (scalar, float32) and logits [B, T, vocabulary].
 
         Args:
-            input: input_ids [B, T] int64, padded on the right; optionally labels [B, T] (IGNORED where nothing is
-                to be predicted) or attention_mask [B, T] (0 where padded). With neither, `<pad>` marks the padding.
+            input: input_ids [B, T] int64, padded on the right; optionally labels [B, T] (IGNORED at tokens that do
+                not count) or attention_mask [B, T] (0 where padded). With neither, `<pad>` marks the padding.
         """
         ids = input["input_ids"]
         if "labels" in input:
@@ -210,7 +210,7 @@ class GPTSingleHead(nn.Module):
 
     @property
     def has_plain_head(self) -> bool:
-        """Whether the logits are only a matrix product, as in GPT-2. Other architectures may scale them."""
+        """Whether the last layer is only a matrix product, as in GPT-2. Other architectures may scale the logits."""
         return isinstance(self.gpt, GPT2LMHeadModel) and isinstance(self.gpt.lm_head, nn.Linear)
 
     def scores(self, ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -219,7 +219,7 @@ class GPTSingleHead(nn.Module):
             hidden, targets = flat_pairs(self.hidden_states(ids), labels)
             nats, hits = next_token_scores(hidden, self.gpt.lm_head.weight, targets)
             return nats.view(len(ids), -1), hits.view(len(ids), -1)
-        logits = self.logits(ids).float()  # once: argmax in bf16 is six times as slow
+        logits = self.logits(ids).float()  # argmax would be six times as slow in bf16
         return token_nats(logits, labels), logits[:, :-1].argmax(-1) == labels[:, 1:]
 
     def get_config_dict(self) -> dict[str, int | bool | float]:
@@ -254,12 +254,10 @@ class GPTSingleHead(nn.Module):
             InputError: as the constructor.
         """
         folder = find_pretrained(str(input_path))
-        config = _settings(folder)
-        return GPTSingleHead(
-            str(folder), **{name: config[name] for name in SavedSettings.__annotations__ if name in config}
-        )
+        settings = _settings(folder)
+        return GPTSingleHead(str(folder), settings.get("max_seq_length", 256), settings.get("do_lower_case", False))
 
-    # ---- part of the lab report's interface; nothing in this repository calls these
+    # ---- part of the lab report's interface; only tests and users call these
 
     def get_embedding_dimension(self) -> int:
         return self.gpt.config.hidden_size
@@ -268,21 +266,20 @@ class GPTSingleHead(nn.Module):
         return self.gpt.config
 
     def padding_features(self, features_dict_list: list[dict[str, list[int]]]) -> dict[str, Tensor]:
-        """Pad a batch of features to its longest sequence; adds the attention_mask that tells padding from text.
+        """Pad a batch of features to its longest sequence, and add its attention_mask (0 where padded).
 
         Args:
-            features_dict_list: one {"input_ids": [...]} an example; further features are padded alike.
+            features_dict_list: {"input_ids": [...]} of each example; further features are padded in the same way.
         Returns:
             feature name -> [B, longest] int64.
         """
-        longest = max(len(features["input_ids"]) for features in features_dict_list)
+        lengths = torch.tensor([len(features["input_ids"]) for features in features_dict_list])
+        longest = int(lengths.max())
         padded = {
             name: torch.tensor([f[name] + [self.pad_id] * (longest - len(f[name])) for f in features_dict_list])
             for name in features_dict_list[0]
         }
-        lengths = torch.tensor([len(features["input_ids"]) for features in features_dict_list])
-        padded["attention_mask"] = (torch.arange(longest) < lengths[:, None]).long()  # [B, longest]
-        return padded
+        return padded | {"attention_mask": (torch.arange(longest) < lengths[:, None]).long()}
 
     def reload(self, input_path: str | Path) -> "GPTSingleHead":
         """The best model of a run folder."""
@@ -298,25 +295,23 @@ def _check_weights(folder: Path, gpt: nn.Module, missing: set[str], unexpected: 
     if missing:
         raise InputError(f"{folder}: weights are missing, such as {min(missing)}; {COMPLETE_COPY}")
     for name, weight in gpt.named_parameters():
-        # The sum is faster than isfinite, and finite unless one of the numbers is not; or so many of them are huge.
+        # The sum is computed faster than isfinite. If it is not finite, a number may not be, or many may be huge.
         if not weight.sum().isfinite() and not weight.isfinite().all():
             raise InputError(f"{folder}: {name} holds numbers that are not finite; {COMPLETE_COPY}")
-    unused = [
-        name for name in unexpected if not name.endswith((".attn.bias", ".attn.masked_bias"))
-    ]  # GPT-2's old masks
-    if unused:
+    old_masks = (".attn.bias", ".attn.masked_bias")  # in GPT-2's files
+    if unused := [name for name in unexpected if not name.endswith(old_masks)]:
         logger.warning("%s: holds weights that this model does not use, such as %s", folder, min(unused))
 
 
 def use_fast_kernels(gpt: PreTrainedModel) -> None:
-    """Replace what transformers computes slowly by single kernels, equal but for rounding.
+    """Let single kernels compute what is slow in transformers. Results are the same except for rounding.
 
     - GPT-2's activation, eight operations in transformers, becomes one.
-    - Attention is told that it is causal. Otherwise transformers builds a mask in each forward pass: for that it waits
-      for the GPU, and with a mask no flash kernel runs. An attention whose name has no mask function gets no mask.
+    - Attention is told that it is causal. Otherwise transformers builds a mask in each forward pass: it waits for the
+      GPU to do so, and no flash kernel takes a mask. "causal_sdpa" gets none, because it has no mask function.
 
     From then on `gpt` ignores a two-dimensional attention mask, so its rows must be padded on the right. The saved
-    configuration stays as it was.
+    configuration does not change.
     """
     for parent in list(gpt.modules()):
         for name, child in parent.named_children():
@@ -348,5 +343,5 @@ def token_nats(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def flat_pairs(hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Each position beside its target: hidden states [B * (T - 1), H] and labels [B * (T - 1)]."""
+    """Hidden states [B * (T - 1), H] and the target of each, [B * (T - 1)]."""
     return hidden[:, :-1].flatten(0, 1), labels[:, 1:].flatten()

@@ -35,8 +35,8 @@ class RowContext:
         InputError: there is no meta.json next to the rows.
     """
 
-    def __init__(self, dataset: SrcCodeDataset, model: GPTSingleHead, rate: float, seed: int):
-        self._dataset, self._rate, self._seed = dataset, rate, seed
+    def __init__(self, dataset: SrcCodeDataset, model: GPTSingleHead, context_rate: float, seed: int):
+        self._dataset, self._context_rate, self._seed = dataset, context_rate, seed
         self._vocabulary, self._eos = vocabulary_of(model), model.eos_token_id
         self._tokenizer = model.tokenizer.backend_tokenizer
         folder = dataset.file_path.parent
@@ -59,7 +59,7 @@ class RowContext:
 
         The search uses the first half of the row's text, because the model completes the text after it.
         """
-        if np.random.default_rng([self._seed, CONTEXT, epoch, row]).random() >= self._rate:
+        if np.random.default_rng([self._seed, CONTEXT, epoch, row]).random() >= self._context_rate:
             return []
         file, body = self._files[row], self._body(row)
         text = self._tokenizer.decode(body[: len(body) // 2], skip_special_tokens=False)

@@ -69,13 +69,13 @@ def learn_fim_words(model: GPTSingleHead) -> FimWords:
 def fim_rows(
     dataset: SrcCodeDataset,
     model: GPTSingleHead,
-    rate: float,
+    fim_rate: float,
     seed: int,
     epoch: int,
     wanted: np.ndarray | None = None,
     context: RowContext | None = None,
 ) -> FimRows:
-    """Cut about `rate` of the rows in three, and put context before some. A row depends only on seed, epoch and number.
+    """Cut about `fim_rate` of the rows in three, and put context before some. A row depends only on seed, epoch and number.
 
     A row that would become too long loses the end of its suffix, then the beginning of its prefix. A row stays as it is
     if its middle alone is too long, or if it begins or ends inside a character, so that it does not spell a text.
@@ -93,7 +93,7 @@ def fim_rows(
     rows = FimRows(np.array(dataset.tokens), np.array(dataset.lengths), np.zeros(n, np.int32), np.ones(n, np.int32))
     wanted = np.arange(n) if wanted is None else wanted[wanted >= 0]
     contexts = {int(i): ids for i in wanted if (ids := context.ids_for(int(i), epoch))} if context else {}
-    chosen = wanted[draws[wanted, 0] < rate]
+    chosen = wanted[draws[wanted, 0] < fim_rate]
     for start in range(0, len(chosen), ROWS_AT_ONCE):
         numbers = chosen[start : start + ROWS_AT_ONCE]
         bodies = [dataset.tokens[i, head : dataset.lengths[i]].tolist() for i in numbers]
@@ -154,9 +154,8 @@ class FimEpochs:
         config: TrainConfig,
         rows_of: Callable[[int], torch.Tensor],
     ):
-        rate, seed = config.context_rate, config.seed
-        context = RowContext(dataset, model, rate, seed) if rate else None
-        self._rows = partial(fim_rows, dataset, model, config.fim_rate, seed, context=context)
+        context = RowContext(dataset, model, config.context_rate, config.seed) if config.context_rate else None
+        self._rows = partial(fim_rows, dataset, model, config.fim_rate, config.seed, context=context)
         self._model, self._rows_of = model, rows_of
         self._thread = ThreadPoolExecutor(1)
         self._ahead: dict[int, Future[FimRows]] = {}
@@ -177,7 +176,7 @@ class MiddleEvaluator:
     """
 
     def __init__(self, dataset: SrcCodeDataset, model: GPTSingleHead, windows: int = 0):
-        rows = fim_rows(dataset, model, rate=1, seed=0, epoch=0)
+        rows = fim_rows(dataset, model, fim_rate=1, seed=0, epoch=0)
         numbers = np.random.default_rng(0).permutation(np.flatnonzero(rows.middles))
         self._numbers = torch.from_numpy(np.sort(numbers[: min(windows or DEV_WINDOWS, DEV_WINDOWS)]))
         self._batches = TokenBatches(replace(rows, firsts=rows.middles), model.pad_id, model.device)

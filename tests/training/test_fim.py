@@ -60,7 +60,7 @@ def spelled(model, rows, i):
 
 def test_a_cut_row_spells_the_text_it_had(fim_model, datasets):
     train = datasets[0]
-    rows = fim_rows(train, fim_model, rate=0.5, seed=1, epoch=0)
+    rows = fim_rows(train, fim_model, fim_rate=0.5, seed=1, epoch=0)
     cut = np.flatnonzero(rows.middles)
     assert 0.4 < len(cut) / len(train) < 0.6
     orders, whole = [], 0
@@ -95,7 +95,7 @@ def test_rows_that_are_no_text_stay_as_they_are(fim_model, datasets):
     assert "\ufffd" in fim_model.tokenizer.decode(half)
     train.tokens = np.array(train.tokens)
     train.tokens[0, 1] = half[0]
-    assert not fim_rows(train, fim_model, rate=1, seed=1, epoch=0).middles[0]
+    assert not fim_rows(train, fim_model, fim_rate=1, seed=1, epoch=0).middles[0]
 
 
 def test_a_family_that_the_model_knows_is_used_and_no_word_added(model):
