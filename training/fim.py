@@ -75,10 +75,11 @@ def fim_rows(
     wanted: np.ndarray | None = None,
     context: RowContext | None = None,
 ) -> FimRows:
-    """Cut about `fim_rate` of the rows in three, and put context before some. A row depends only on seed, epoch and number.
+    """Cut about `fim_rate` of the rows in three, and put context before some.
 
-    A row that would become too long loses the end of its suffix, then the beginning of its prefix. A row stays as it is
-    if its middle alone is too long, or if it begins or ends inside a character, so that it does not spell a text.
+    The result for a row depends only on seed, epoch and row number. A row that would become too long loses the end of
+    its suffix, then the beginning of its prefix. A row stays as it is if its middle alone is too long, or if it begins
+    or ends inside a character, so that it does not spell a text.
 
     Args:
         wanted: row numbers that will be read, in any order, with -1 for none; other rows need not be cut.
