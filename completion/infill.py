@@ -1,4 +1,4 @@
-"""Infill: a prompt of the code before and after the cursor, with the marker words that the model knows for that."""
+"""Infill prompts: the code before and after the cursor, with the marker words that the model knows (FIM)."""
 
 from common.fim_words import FimWords
 from completion.prompt import Prompt, split_end
@@ -18,20 +18,19 @@ def read_infill(
 ) -> Prompt:
     """Tokenize a prompt with a suffix: prefix word, prefix, suffix word, suffix, middle word.
 
-    A model trained here, whose fim_rate is above 0, has also learned the order with the suffix first (training/fim.py),
-    and is given that one: prefix word, suffix word, suffix, middle word, prefix. The middle then follows the prefix as
-    in any text.
+    Models trained here (`fim_rate` above 0) have also learned the suffix first (training/fim.py), and get that order:
+    prefix word, suffix word, suffix, middle word, prefix. There the middle directly follows the prefix, as in any text.
 
-    The end of the prefix is generated again, as part of the middle: after half a word, such as `fl`, a model would
-    rather start the word again.
+    The model generates the end of the prefix again, as part of the middle: after half a word, such as `fl`, a model
+    tends to write the whole word again.
 
-    Code for which there is no room is left out far from the cursor, in whole lines where possible. `Prompt.dropped`
-    counts the tokens of the prefix only.
+    If the context is too short, the code far from the cursor is left out, in whole lines where possible.
+    `Prompt.dropped` counts tokens of the prefix only.
     """
     markers = vocabulary.ids_of(words)
     start = vocabulary.start(language)
     before, end = split_end(vocabulary, prefix, started=True)
-    again = len(end.text)  # bytes, at least as many as tokens
+    again = len(end.text)  # bytes; it has at most as many tokens
     room = context - len(start) - len(markers) - min(max_new_tokens + again, context // 2)
     after = vocabulary.encode(suffix)
     for_suffix = max(room // SUFFIX_SHARE, room - len(before))
@@ -50,7 +49,7 @@ def read_infill(
 
 
 def _encode_within(vocabulary: Vocabulary, text: str, room: int, keep_end: bool) -> list[int]:
-    """As many whole lines at one end of a text as fit, or else the tokens of a part of the line there."""
+    """Return the tokens of the whole lines that fit, at one end of a text; if no line fits, of a part of a line."""
     ids = vocabulary.encode(text)
     part = ids[len(ids) - room :] if keep_end else ids[:room]
     kept = b"".join(map(vocabulary.bytes_of, part)).decode(errors="ignore")

@@ -1,26 +1,27 @@
-"""A prompt as the model reads it: without its last tokens, which are generated again (token healing)."""
+"""A prompt as the model reads it: without its last tokens, which the model generates again (token healing)."""
 
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 from completion.stop_rules.stop_rule import lacks_body
-from completion.tokens import Vocabulary, common_length, decodable
+from completion.tokens import Vocabulary, decodable
 
-# Examples of what may follow a prompt, as far as it decides how its end is tokenized: a word, a space, a sign, ...
+# Examples of text after a prompt. It may change how the prompt's end is tokenized.
 FOLLOWERS = ("x", " ", "\t", "\n", "\r\n", "(", "=", "1")
-TAIL = 24  # tokens at the end that are tokenized again with each follower, which changes none before them
-LONGEST = 4  # tokens that one longer token may replace
+TAIL = 24  # last tokens of the prompt that are tokenized again with each follower; no follower changes earlier ones
+LONGEST = 4  # a longer token may replace this many tokens
 
 
 @dataclass(frozen=True)
 class PromptEnd:
-    """The end of a prompt, which the model does not read but has to generate first, and how it may be tokenized.
+    """The end of a prompt. The model does not read it, but has to generate it before anything else.
 
-    So the model can choose a token that covers the prompt's end and more, such as `):` with its line break.
+    So the model can choose a token that contains the prompt's end and more, such as `):` with its line break.
 
     Attributes:
-        text: the end of the prompt; whole characters.
-        exact: the prompt's own tokens there.
-        ways: the token sequences that spell a part of the text and that a possible tokenization begins with; () too.
+        text: the end of the prompt, in whole characters.
+        exact: the prompt's own tokens of this text.
+        ways: the beginnings of its possible tokenizations that spell only a part of the text, among them ().
     """
 
     vocabulary: Vocabulary = field(repr=False)
@@ -29,13 +30,14 @@ class PromptEnd:
     ways: frozenset[tuple[int, ...]] = frozenset()
 
     def rest(self, chosen: tuple[int, ...]) -> bytes:
-        """What is left to spell after these tokens."""
+        """Return what is left to spell after these tokens."""
         return self.text[sum(len(self.vocabulary.bytes_of(token)) for token in chosen) :]
 
     def allowed(self, chosen: tuple[int, ...]) -> list[int]:
-        """The tokens that may follow these: the next of a possible tokenization, or any that spells all that is left.
+        """Return the tokens that may follow these.
 
-        The model has never seen other tokens there: not `r` and then `ange`, since `range` is one token.
+        They are the next token of each possible tokenization, and all tokens that begin with the rest of the text. The
+        model has never seen other tokens there: never `r` and then `ange`, because `range` is one token.
         """
         depth = len(chosen)
         inner = {way[depth] for way in self.ways if len(way) > depth and way[:depth] == chosen}
@@ -47,11 +49,11 @@ class Prompt:
     """A prompt as the model reads it.
 
     Attributes:
-        ids: the tokens before every text, and the prompt's tokens without its end.
+        ids: the tokens before every text, and those of the prompt without its end.
         end: what the answer begins with.
-        dropped: tokens left out at the start of the prompt, for which the context has no room.
+        dropped: how many tokens at the start of the prompt were left out, because the context has no room for them.
         needs_text: whether the answer must contain some text, as after a prompt that opens a block.
-        seed: the random numbers of its candidates follow from this alone, whatever else is asked; None: from chance.
+        seed: of the candidates' random numbers, which depend on nothing else; None: a random seed.
     """
 
     ids: list[int]
@@ -62,20 +64,20 @@ class Prompt:
 
 
 def read_prompt(vocabulary: Vocabulary, text: str, language: str, context: int, max_new_tokens: int) -> Prompt:
-    """Tokenize a prompt. A long one keeps its end, with room for `max_new_tokens` or half of the context."""
+    """Tokenize a prompt. Of a long one, keep the end, so that `max_new_tokens`, or half of the context, are free."""
     start = vocabulary.start(language)
     ids, end = split_end(vocabulary, text, bool(start))
-    start = start or ([] if ids else vocabulary.lone_start())
+    start = start or ([] if ids else vocabulary.lone_start)
     room = context - len(start) - min(max_new_tokens + len(end.text), context // 2)
     dropped = max(0, len(ids) - room)
     return Prompt(start + ids[dropped:], end, dropped, lacks_body(text, language))
 
 
 def split_end(vocabulary: Vocabulary, text: str, started: bool) -> tuple[list[int], PromptEnd]:
-    """The tokens of a text that stay the same whatever follows it, and its end, which is generated again.
+    """Split a text into the tokens that no following text can change, and its end, which is generated again.
 
     Args:
-        started: whether the model reads something before the text, so that none of its tokens has to stay.
+        started: whether the model reads a token before the text. If not, it reads at least one token of the text.
     """
     ids = vocabulary.encode(text)
     if not ids or not vocabulary.beginning_with(vocabulary.bytes_of(ids[-1])):  # its tokens cannot be looked up
@@ -89,24 +91,27 @@ def split_end(vocabulary: Vocabulary, text: str, started: bool) -> tuple[list[in
 
 
 def _cuts(vocabulary: Vocabulary, text: str, ids: list[int]) -> list[list[int]]:
-    """The tokenizations of the end of a text with these tokens, alone and with each follower: all its tokens, or the
-    last TAIL of them, followed by whatever the follower adds."""
+    """Tokenize the end of a text, which has the tokens `ids`, first alone and then with each follower.
+
+    The end is the last TAIL tokens, or the whole text if these depend on the text before them.
+    """
     tail = ids[-TAIL:]
     end = b"".join(map(vocabulary.bytes_of, tail)).decode(errors="ignore")
-    if vocabulary.encode(end) != tail:  # as with a tokenizer that puts a space before every text
+    if vocabulary.encode(end) != tail:  # for example, the tokenizer puts a space before every text
         tail, end = ids, text
     return [tail, *(vocabulary.encode(end + follower) for follower in FOLLOWERS)]
 
 
 def _certain(vocabulary: Vocabulary, ids: list[int], cuts: list[list[int]], started: bool) -> int:
-    """How many of a prompt's tokens stay the same, whatever follows it."""
+    """Return how many of a prompt's tokens no following text can change."""
     outside = len(ids) - len(cuts[0])
-    certain = min(outside + common_length(cuts), len(ids) - 1)
+    common = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, zip(*cuts, strict=False)))
+    certain = min(outside + common, len(ids) - 1)
     for back in range(2, min(LONGEST, len(ids)) + 1):
         if vocabulary.beginning_with(b"".join(map(vocabulary.bytes_of, ids[-back:]))):
             certain = min(certain, len(ids) - back)
     while certain and not decodable(b"".join(map(vocabulary.bytes_of, ids[certain:]))):
-        certain -= 1  # a character of several tokens
+        certain -= 1  # the end would begin inside a character
     return certain if certain or started else 1  # a model has to read something
 
 

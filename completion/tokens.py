@@ -1,4 +1,4 @@
-"""What completion needs to know about a tokenizer, read without torch or transformers."""
+"""What completion needs to know about a tokenizer. Needs neither torch nor transformers."""
 
 import bisect
 import json
@@ -21,11 +21,12 @@ SPACE = "▁"  # how SentencePiece spells a space
 
 
 class Vocabulary:
-    """A tokenizer whose tokens are bytes: what a token spells does not depend on the tokens beside it.
+    """A tokenizer that knows the bytes of each token; they do not depend on the tokens beside it.
 
     Args:
         tokenizer: as tokenizer.json describes it.
-        settings: of the model's JSON files, file name -> content; a missing file counts as empty.
+        settings: file name -> content, for the model's JSON files in SETTINGS. A missing file counts as empty.
+        name: of the model, for the error.
     Raises:
         InputError: it is not known how this tokenizer's tokens become text.
     """
@@ -33,60 +34,61 @@ class Vocabulary:
     def __init__(self, tokenizer: Tokenizer, settings: dict[str, dict], name: str = "the model"):
         self._tokenizer = tokenizer
         self._added = tokenizer.get_added_tokens_decoder()
-        self._spelling = _Spelling.of(tokenizer, name)
+        self._spelling = _spelling_of(tokenizer, name)
         ours = settings.get("gpt_sh_config.json", {})
-        self.fim_rate: float = ours.get("fim_rate", 0.0)  # 0 also for models that were not trained here
+        self.fim_rate: float = ours.get("fim_rate", 0.0)  # 0 for models that were not trained here
         self._lower_case = ours.get("do_lower_case", False)
         words = [f"<{language}>" for language in LANGUAGES]
         self._control = {word: id for word in words if (id := tokenizer.token_to_id(word)) is not None}
         special = {id for id, token in self._added.items() if token.special}
         ends = _end_ids(tokenizer, settings)
-        self.end_ids = frozenset(special | ends | set(self._control.values()))  # none of them is text
+        self.end_ids = frozenset(special | ends | set(self._control.values()))  # none of these is text
         self._start = self._begin(settings.get("tokenizer_config.json", {}))
-        self._fallback = sorted(ends)[:1] or sorted(special)[:1] or [0]
+        # The model reads this first if the prompt is empty and no token comes before every text.
+        self.lone_start = sorted(ends)[:1] or sorted(special)[:1] or [0]
 
     @classmethod
     def load(cls, folder: Path) -> "Vocabulary":
-        """Of a model folder with tokenizer.json.
+        """Load the vocabulary of a model folder.
 
         Raises:
-            InputError: no such file, or it cannot be read as a tokenizer.
+            InputError: the folder has no tokenizer.json, or a file is damaged.
         """
         tokenizer = read_tokenizer(folder)
-        return cls(tokenizer, read_settings(folder), str(folder))
+        files = [folder / name for name in SETTINGS if (folder / name).is_file()]
+        settings = {file.name: read_json(file, dict, COMPLETE_COPY) for file in files}
+        return cls(tokenizer, settings, str(folder))
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text, with nothing added before or after it. A control word spelled in it is ordinary text."""
+        """Return the tokens of a text, and no others. A control word in the text is ordinary text."""
         self._tokenizer.encode_special_tokens = True
         return self._tokenizer.encode(text.lower() if self._lower_case else text, add_special_tokens=False).ids
 
     def start(self, language: str) -> list[int]:
-        """The tokens before every text: those that the tokenizer itself adds, if any, and the language's control word
-        if the model has one. As GPTSingleHead.start_ids."""
+        """Return the tokens before every text, as GPTSingleHead.start_ids does.
+
+        They are those that the tokenizer itself adds, and the language's control word if the model has one.
+        """
         word = f"<{language}>"
         return self._start + ([self._control[word]] if word in self._control else [])
 
     def ids_of(self, words: Iterable[str]) -> list[int | None]:
-        """The ids of words that are single tokens; None for those that are not."""
+        """Return the ids of words that are single tokens; None for other words."""
         return [self._tokenizer.token_to_id(word) for word in words]
 
     @cached_property
     def fim_words(self) -> FimWords | None:
-        """The marker words with which this model infills; None if it has not learned that."""
+        """The marker words of this model's FIM prompts; None if the model does not know any."""
         return known_fim_words(self._tokenizer.token_to_id)
 
-    def lone_start(self) -> list[int]:
-        """What the model reads first if the prompt is empty and no token comes before every text."""
-        return self._fallback
-
     def bytes_of(self, token: int) -> bytes:
-        """What a token spells; nothing for the end of a text or an id that the tokenizer has no word for."""
+        """Return what a token spells: nothing if the token ends a text or the tokenizer has no word for the id."""
         if token in self.end_ids or (word := self._tokenizer.id_to_token(token)) is None:
             return b""
         return word.encode() if token in self._added else self._spelling.read(word)
 
     def beginning_with(self, text: bytes) -> list[int]:
-        """The tokens whose bytes begin with these."""
+        """Return the tokens whose bytes begin with these; none if the tokenizer's kind does not tell."""
         if not (word := self._spelling.write(text)):
             return []
         first = bisect.bisect_left(self._words, word)
@@ -97,16 +99,15 @@ class Vocabulary:
         ]
 
     def spell(self, text: bytes) -> list[int] | None:
-        """Tokens that spell these bytes, each as long as possible; None if there are none."""
+        """Return tokens that spell these bytes, each as long as possible; None if there are none."""
         ids = []
         while text:
-            for length in range(len(text), 0, -1):
-                word = self._spelling.write(text[:length])
-                id = self._tokenizer.token_to_id(word) if word else None
-                id = id if id is not None else self._spelling.byte_token(self._tokenizer, text[:length])
-                if id is not None:
-                    break
-            else:
+            lengths = range(len(text), 0, -1)
+            words = [(length, self._spelling.write(text[:length])) for length in lengths]
+            words.append((1, f"<0x{text[0]:02X}>"))  # SentencePiece's token of a byte
+            found = [(length, self._tokenizer.token_to_id(word)) for length, word in words if word]
+            length, id = next(((length, id) for length, id in found if id is not None), (0, None))
+            if id is None:
                 return None
             ids.append(id)
             text = text[length:]
@@ -125,7 +126,7 @@ class Vocabulary:
         return sorted(self._ids)
 
     def _begin(self, config: dict) -> list[int]:
-        if "add_bos_token" in config:  # transformers obeys this, whatever tokenizer.json says
+        if "add_bos_token" in config:  # for transformers this counts more than tokenizer.json
             bos = self._tokenizer.token_to_id(_word(config.get("bos_token"))) if config["add_bos_token"] else None
             return [] if bos is None else [bos]
         ids = self._tokenizer.encode("x").ids
@@ -134,22 +135,18 @@ class Vocabulary:
         return ids[: next((place for place in places if ids[place : place + len(text)] == text), 0)]
 
 
-def read_settings(folder: Path) -> dict[str, dict]:
-    """The JSON files of a model folder that say how its texts begin and end."""
-    files = [folder / name for name in SETTINGS if (folder / name).is_file()]
-    return {file.name: read_json(file, dict, COMPLETE_COPY) for file in files}
-
-
 def context_length(folder: Path) -> int:
-    """The most tokens that the saved model has positions for."""
+    """Return the most tokens that the saved model has positions for."""
     config = read_config(folder)
     return config.get("max_position_embeddings") or config["n_positions"]
 
 
 def _word(entry: Any) -> str:
-    """A token's name in tokenizer_config.json, which older files give as a dictionary; empty where it is none."""
+    """Return a token's text in tokenizer_config.json, where older files have a dictionary; empty if there is none."""
     entry = entry.get("content") if isinstance(entry, dict) else entry
-    return entry.encode(errors="replace").decode() if isinstance(entry, str) else ""  # no token holds half a character
+    return (
+        entry.encode(errors="replace").decode() if isinstance(entry, str) else ""
+    )  # no token contains half a character
 
 
 def _end_ids(tokenizer: Tokenizer, settings: dict[str, dict]) -> set[int]:
@@ -161,39 +158,26 @@ def _end_ids(tokenizer: Tokenizer, settings: dict[str, dict]) -> set[int]:
     return ends | ({named} if named is not None else set())
 
 
-class _Spelling:
-    """How a tokenizer writes bytes as words, by the kind of its decoder."""
-
-    @staticmethod
-    def of(tokenizer: Tokenizer, name: str) -> "_Spelling":
-        state = json.loads(tokenizer.decoder.__getstate__()) if tokenizer.decoder else {"type": None}
-        parts = state.get("decoders", [state])
-        kinds = {part["type"] for part in parts}
-        if "ByteLevel" in kinds:
-            return _ByteLevel()
-        if "Metaspace" in kinds or any(part.get("pattern") == {"String": SPACE} for part in parts):
-            return _SentencePiece(byte_fallback="ByteFallback" in kinds)
-        if kinds == {"WordPiece"}:
-            return _Words(inside=parts[0]["prefix"])
-        if kinds == {"BPEDecoder"}:
-            return _Words(end=parts[0]["suffix"])
-        if kinds == {None}:
-            return _Words()
-        raise InputError(f"{name}: its tokenizer's way to write text ({', '.join(map(str, kinds))}) is not known")
-
-    def read(self, word: str) -> bytes:
-        raise NotImplementedError
-
-    def write(self, text: bytes) -> str | None:
-        """The beginning of the words that begin with these bytes; None if this cannot be told."""
-        return None
-
-    def byte_token(self, tokenizer: Tokenizer, text: bytes) -> int | None:
-        return None
+def _spelling_of(tokenizer: Tokenizer, name: str) -> "_ByteLevel | _SentencePiece | _Words":
+    """Choose by the kind of the tokenizer's decoder. Raises InputError if the kind is not known."""
+    state = json.loads(tokenizer.decoder.__getstate__()) if tokenizer.decoder else {"type": None}
+    parts = state.get("decoders", [state])
+    kinds = {part["type"] for part in parts}
+    if "ByteLevel" in kinds:
+        return _ByteLevel()
+    if "Metaspace" in kinds or any(part.get("pattern") == {"String": SPACE} for part in parts):
+        return _SentencePiece(byte_fallback="ByteFallback" in kinds)
+    if kinds == {"WordPiece"}:
+        return _Words(inside=parts[0]["prefix"])
+    if kinds == {"BPEDecoder"}:
+        return _Words(end=parts[0]["suffix"])
+    if kinds == {None}:
+        return _Words()
+    raise InputError(f"{name}: this kind of tokenizer is not known ({', '.join(map(str, kinds))})")
 
 
-class _ByteLevel(_Spelling):
-    """GPT-2's: every byte has a printable character of its own (openai/gpt-2, encoder.py)."""
+class _ByteLevel:
+    """GPT-2's kind: each byte is written as one printable character (openai/gpt-2, encoder.py)."""
 
     def __init__(self):
         printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
@@ -205,15 +189,15 @@ class _ByteLevel(_Spelling):
     def read(self, word: str) -> bytes:
         try:
             return bytes(map(self._byte.__getitem__, word))
-        except KeyError:  # a word that was not made of bytes
+        except KeyError:  # the word was not made of bytes
             return word.encode()
 
     def write(self, text: bytes) -> str:
         return "".join(map(self._character.__getitem__, text))
 
 
-class _SentencePiece(_Spelling):
-    """A space is written ▁, and a character without a token as its bytes, `<0x0A>`."""
+class _SentencePiece:
+    """A space is written as ▁, and a character that has no token as its bytes, such as `<0x0A>`."""
 
     def __init__(self, byte_fallback: bool):
         self._byte_fallback = byte_fallback
@@ -224,17 +208,11 @@ class _SentencePiece(_Spelling):
         return word.replace(SPACE, " ").encode()
 
     def write(self, text: bytes) -> str | None:
-        try:
-            return text.decode().replace(" ", SPACE)
-        except UnicodeDecodeError:
-            return None
-
-    def byte_token(self, tokenizer: Tokenizer, text: bytes) -> int | None:
-        return tokenizer.token_to_id(f"<0x{text[0]:02X}>") if self._byte_fallback and len(text) == 1 else None
+        return text.decode().replace(" ", SPACE) if decodable(text) else None
 
 
-class _Words(_Spelling):
-    """Words with spaces between them: WordPiece, whose tokens inside a word have a mark, and similar ones."""
+class _Words:
+    """Words with spaces between them. A mark says that a token is inside a word (WordPiece), or ends one."""
 
     def __init__(self, inside: str = "", end: str = ""):
         self._inside, self._end = inside, end
@@ -246,16 +224,14 @@ class _Words(_Spelling):
             return word.removeprefix(self._inside).encode()
         return f" {word}".encode()
 
+    def write(self, text: bytes) -> None:
+        return None
+
 
 def decodable(text: bytes) -> bool:
-    """Whether these bytes are whole characters."""
+    """Whether these bytes are whole characters in UTF-8."""
     try:
         text.decode()
     except UnicodeDecodeError:
         return False
     return True
-
-
-def common_length(sequences: Iterable[list[int]]) -> int:
-    """How many leading elements all sequences share."""
-    return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, zip(*sequences, strict=False)))
