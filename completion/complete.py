@@ -1,4 +1,4 @@
-"""Complete source code with a causal language model: one prompt in, ranked candidates out."""
+"""Complete source code: from a prompt to ranked candidates."""
 
 import ast
 import codecs
@@ -37,13 +37,13 @@ def complete(
     """Complete a prompt. The candidates come best first (see `rank`).
 
     Args:
-        suffix: the code after the cursor. A model that knows FIM marker words infills between prompt and suffix; any
+        suffix: the code after the cursor. A model that knows FIM marker words infills between prompt and suffix. Any
             other model completes the prompt alone. In both cases the completion does not repeat the suffix.
-        context: chunks of the project that the model reads first, as many as fit beside the prompt.
-        path: the completed file's path below the project's folder, for models whose prompt contains it.
-        on_text: called with each new piece of the first candidate's text (whole characters) as soon as it is certain
-            to be part of the completion.
-        cancelled: called after each token; when it returns true, the text so far becomes the result.
+        context: chunks of the project. The model reads as many of them as fit before the prompt.
+        path: of the completed file, below the project's folder. Some models' prompts contain it.
+        on_text: called with each new piece of the first candidate's text, in whole characters, as soon as the piece is
+            certain to be part of the completion.
+        cancelled: called after each token. When it returns true, the text so far becomes the result.
         settings: the fields of `CompletionSettings`.
     Raises:
         InputError: a setting outside its range.
@@ -69,14 +69,14 @@ def complete_all(
     rule_of: Callable[[str], StopRule] | None = None,
     **settings,
 ) -> Iterator[tuple[int, list[Completion]]]:
-    """Complete many prompts, several at once. Yields each prompt's index and its candidates as soon as they are done.
+    """Complete many prompts, several at once. Yield each prompt's index and candidates as soon as they are complete.
 
     Arguments and errors are those of `complete`; `on_text` is called for the first prompt only.
 
     Args:
-        suffixes, contexts, paths: one for each prompt, as in `complete`; empty if there are none.
-        seeds: one for each prompt, from `seed_of`; if empty, made from the setting `seed` and the prompt's index.
-        rule_of: makes a stop rule for a prompt, instead of the setting `stop`.
+        suffixes, contexts, paths: one for each prompt, as in `complete`; or empty.
+        seeds: one for each prompt, from `seed_of`. If empty, they are made from the setting `seed` and the indices.
+        rule_of: makes the stop rule for a prompt, instead of the setting `stop`.
     """
     options = CompletionSettings(**settings)
     suffixes = suffixes or [""] * len(prompts)
@@ -146,7 +146,7 @@ def read_place(
     language: str,
     max_new_tokens: int,
 ) -> Prompt:
-    """Return what the model reads at a place: chunks that fit, the prefix, and the suffix if it can infill."""
+    """Return what the model reads: the chunks that fit, the prefix and, if the model can infill, the suffix."""
     vocabulary, length = engine.vocabulary, engine.context_length
     if suffix and vocabulary.fim_words:
         prompt = read_infill(vocabulary, vocabulary.fim_words, prefix, suffix, language, length, max_new_tokens)
@@ -157,25 +157,27 @@ def read_place(
 
 
 def rank(completions: list[Completion]) -> list[Completion]:
-    """Sort candidates, best first: those that parse, then those that do not, then those that repeat themselves, then
-    empty ones; each group by mean log-probability. Of equal texts only the most likely one is kept."""
-    ranked = sorted(
-        completions, key=lambda c: (not c.text, c.stop_reason == "loop", c.parses is False, -c.mean_log_prob)
-    )
+    """Sort candidates, best first. Of candidates with equal text, only the most likely one is kept.
+
+    Those that parse come first, then those that do not, those that repeat themselves, and empty ones. Within each group
+    the mean log-probability decides.
+    """
     unique: dict[str, Completion] = {}
-    for completion in ranked:
-        unique.setdefault(completion.text, completion)
+    for c in sorted(
+        completions, key=lambda c: (not c.text, c.stop_reason == "loop", c.parses is False, -c.mean_log_prob)
+    ):
+        unique.setdefault(c.text, c)
     return list(unique.values())
 
 
 class _Candidate:
-    """One completion in the making."""
+    """A completion that is being generated."""
 
     def __init__(self, vocabulary: Vocabulary, options: CompletionSettings, rule: StopRule, prompt: Prompt):
         self.text = ""  # the part that is certain to belong to the completion
         self.stop_reason = ""
         self._vocabulary, self._options, self._rule, self._prompt = vocabulary, options, rule, prompt
-        self._given = len(prompt.end.text)  # bytes that repeat the end of the prompt
+        self._given = len(prompt.end.text)  # bytes that the model still has to generate of the prompt's end
         self._characters = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._decoded = ""
         self._tokens: list[int] = []
@@ -207,11 +209,11 @@ class _Candidate:
             self.stop_reason = "length"
 
     def finish(self, prompt: str, suffix: str, language: str, reason: str) -> Completion:
-        if self.stop_reason in ("", "eos", "length"):  # no more text comes, so what the rule has held back is kept
+        if self.stop_reason in ("", "eos", "length"):  # no more text comes, so the rule need not hold any back
             safe, _ = self._rule(self._decoded + "\n")
             self.text = self._decoded[: max(safe, len(self.text))]
         kept = sum(start < len(self.text) for start in self._starts)
-        # The end-of-text token counts if the text ends with it. An empty text has the score of its first token.
+        # The end-of-text token counts if nothing before it was cut. An empty text has the score of its first token.
         ends = self.stop_reason == "eos" and kept == len(self._tokens)
         scored = self._log_probs[: max(1, kept + ends)]
         known = [log_prob for log_prob in scored if log_prob is not None] or [-inf]
@@ -227,9 +229,9 @@ class _Candidate:
 
 
 def parses(source: str) -> bool:
-    """Whether the text is valid Python; it is read, never run."""
+    """Whether the text is valid Python. It is parsed, never run."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # for instance about an invalid escape in a string
+        warnings.simplefilter("ignore")  # for example about an invalid escape in a string
         try:
             ast.parse(textwrap.dedent(source))
         except (SyntaxError, ValueError, RecursionError, MemoryError):

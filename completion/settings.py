@@ -8,33 +8,27 @@ from completion.stop_rules.stop_rule import STOPS
 
 @dataclass(frozen=True)
 class CompletionSettings(Flags):
-    """How to complete; the fields are also flags of interact.py.
+    """How to complete. The fields are also flags of interact.py.
 
     Raises:
-        InputError: a value outside its range.
+        InputError: a value is outside its range.
     """
 
     max_new_tokens: int = flag(128, "most tokens to generate", "--max_length", at_least=1, at_most=100_000)
-    temperature: float = flag(
-        0.2, "divides the logits before sampling; 0 always takes the most likely token", at_least=0, at_most=100
-    )
-    top_k: int = flag(0, "sample only from this many of the most likely tokens; 0: from all", at_least=0)
-    top_p: float = flag(
-        0.95, "sample only from the most likely tokens that together have this probability", above=0, at_most=1
-    )
-    repetition_penalty: float = flag(
-        1.0, "above 1, tokens that were seen before become less likely", at_least=0.01, at_most=100
-    )
+    temperature: float = flag(0.2, "0: the most likely tokens; higher: more varied text", at_least=0, at_most=100)
+    top_k: int = flag(0, "sample only from this many most likely tokens; 0: from all", at_least=0)
+    top_p: float = flag(0.95, "sample from the most likely tokens with this joint probability", above=0, at_most=1)
+    repetition_penalty: float = flag(1.0, "above 1, earlier tokens become less likely", at_least=0.01, at_most=100)
     num_return_sequences: int = flag(
         1, "number of candidates; the first always takes the most likely token", "--n", at_least=1, at_most=100
     )
     seed: int | None = flag(None, "makes sampling repeatable", type=int, at_least=0, below=2**63)
     stop: str = flag("block", "where a completion ends: with the block, at a blank line, with the line", choices=STOPS)
-    min_probability: float = flag(0.0, "leave out candidates whose joint probability is lower", at_least=0, at_most=1)
+    min_probability: float = flag(0.0, "leave out candidates with a lower joint probability", at_least=0, at_most=1)
 
     @property
     def candidates(self) -> int:
-        """How many to decode: at temperature 0 they would all be the same."""
+        """How many candidates to generate. At temperature 0 they would all be the same."""
         return self.num_return_sequences if self.temperature else 1
 
 
@@ -44,15 +38,15 @@ class Completion:
 
     Attributes:
         text: the completion alone, without the prompt.
-        tokens: the ids that spell it.
-        mean_log_prob: mean log-probability of these tokens under the model, in nats. Of the tokens that spell one
-            character together, llama.cpp gives the last one's only, and the others do not count. -inf if none is known.
+        tokens: the ids that spell the text.
+        mean_log_prob: mean log-probability of these tokens under the model, in nats; -inf if none is known. If several
+            tokens spell one character, llama.cpp gives only that of the last one, and the others do not count.
         probability: joint probability of the same tokens; 0 if none is known.
-        stop_reason: the stop rule's name; "eos" (the model ended the file); "loop" (the same again and again, left out
-            but for once where it is whole lines); "length" (max_new_tokens reached) or "context" (the model's context
-            is full) or "interrupted", where the last line may be unfinished.
+        stop_reason: the stop rule's name, or "eos" (the model ended the file), "loop" (the model repeated itself; of
+            repeated lines only the first occurrence is kept), "length" (max_new_tokens reached), "context" (the
+            model's context is full) or "interrupted". After the last three, the last line may be unfinished.
         parses: whether prompt and text together are valid Python; None for other languages.
-        prompt_tokens_dropped: tokens of the prompt's beginning for which the model's context had no room.
+        prompt_tokens_dropped: tokens at the start of the prompt for which the model's context had no room.
     """
 
     text: str

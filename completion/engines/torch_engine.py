@@ -1,4 +1,4 @@
-"""Generate with PyTorch: on GPUs, and with models that llama.cpp or our converter does not know."""
+"""Generate with PyTorch: on a GPU, and with models that llama.cpp or our converter does not know."""
 
 import inspect
 import math
@@ -16,7 +16,7 @@ from model import GPTSingleHead
 
 
 class TorchEngine:
-    """A model in PyTorch, which decodes the candidates of a prompt as one batch, and one prompt after another.
+    """A model in PyTorch. The candidates of a prompt are one batch; the prompts come one after the other.
 
     Args:
         model: in evaluation mode.
@@ -43,24 +43,19 @@ class TorchEngine:
     def _decode(
         self, prompt: Prompt, options: CompletionSettings, generator: torch.Generator
     ) -> Iterator[tuple[list[int], list[float]]]:
-        """The next token of each candidate and its log-probability, position by position.
-
-        The candidates share one pass over the prompt.
-        """
+        """Yield the next token of each candidate and its log-probability. All candidates read the prompt once."""
         gpt, candidates = self.model.gpt, options.candidates
         most = min(self.context_length, len(prompt.ids) + len(prompt.end.text) + options.max_new_tokens)
         constraint = _EndConstraint(prompt.end, candidates)
         seen = torch.tensor([prompt.ids], device=self.model.device)  # [1, T]
         output = gpt(input_ids=seen, use_cache=True, logits_to_keep=1)
-        # What a model's arguments and output call the cache: `past_key_values` until transformers 5.24 renamed it
+        # The name of the cache in a model's arguments and output; transformers 5.24 renamed `past_key_values`
         name = "cache" if "cache" in inspect.signature(gpt.forward).parameters else "past_key_values"
         cache = output[name]
         if candidates > 1:
             cache.batch_repeat_interleave(candidates)
         if not (output.logits < math.inf).all():  # false for NaN too
-            raise InputError(
-                f"the model's logits are not finite in {self.name}; try --precision fp32, or another model"
-            )
+            raise InputError(f"the model's logits are not finite in {self.name}; try --precision fp32 or another model")
         seen = seen.expand(candidates, -1)  # [n, T]
         logits = output.logits.expand(candidates, -1, -1)  # [n, 1, V]
         words = self.vocabulary.largest_id + 1
@@ -85,13 +80,13 @@ class TorchEngine:
 
 
 def vocabulary_of(model: GPTSingleHead) -> Vocabulary:
-    """What completing needs to know of a loaded model's tokenizer."""
+    """Return the vocabulary of a loaded model."""
     settings = {
         "config.json": {"eos_token_id": model.gpt.config.eos_token_id},
         "generation_config.json": {"eos_token_id": getattr(model.gpt.generation_config, "eos_token_id", None)},
         "tokenizer_config.json": {"eos_token": model.tokenizer.eos_token},
+        "gpt_sh_config.json": model.get_config_dict(),
     }
-    settings["gpt_sh_config.json"] = model.get_config_dict()
     return Vocabulary(model.tokenizer.backend_tokenizer, settings)
 
 
@@ -110,21 +105,21 @@ def choose(logits: Tensor, seen: Tensor, options: CompletionSettings, generator:
         logits = logits.scatter(1, seen, torch.where(scores > 0, scores / penalty, scores * penalty))
     if options.temperature == 0:
         return logits.argmax(-1, keepdim=True)
-    logits = logits / max(options.temperature, 1e-6)  # below that they would no longer be finite
+    logits = logits / max(options.temperature, 1e-6)  # smaller ones would make them infinite
     if 0 < options.top_k < logits.shape[1]:
         logits = logits.masked_fill(logits < logits.topk(options.top_k).values[:, -1:], -torch.inf)
     if options.top_p < 1:
         probabilities, order = logits.softmax(-1).sort(descending=True)
-        beyond = probabilities.cumsum(-1) - probabilities >= options.top_p  # the likeliest token always stays
+        beyond = probabilities.cumsum(-1) - probabilities >= options.top_p  # the most likely token always stays
         logits = logits.masked_fill(beyond.gather(1, order.argsort()), -torch.inf)
-    # One random number a row; torch.multinomial draws one for every word of the vocabulary, which takes milliseconds.
+    # One random number for each row. torch.multinomial draws one for each word of the vocabulary, which takes long.
     cumulative = logits.double().softmax(-1).cumsum(-1)
     drawn = torch.rand(len(logits), 1, dtype=torch.double, device=logits.device, generator=generator)
     return torch.searchsorted(cumulative, drawn * cumulative[:, -1:], right=True).clamp(max=logits.shape[1] - 1)
 
 
 class _EndConstraint:
-    """Holds each candidate to tokens that spell the text it has to begin with."""
+    """Allows each candidate only tokens that spell the text with which it has to begin."""
 
     def __init__(self, end: PromptEnd, candidates: int):
         self._end = end
@@ -132,7 +127,7 @@ class _EndConstraint:
         self._active = bool(end.text)
 
     def apply(self, logits: Tensor) -> Tensor:
-        """Logits [n, V] without the tokens that lead away from the text."""
+        """Return the logits [n, V], with -inf for the tokens that do not fit the text."""
         if not self._active:
             return logits
         mask = torch.zeros_like(logits, dtype=torch.bool)
