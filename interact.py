@@ -40,27 +40,27 @@ class Config(CompletionSettings):
     model_path: str = flag(
         "", "a run folder, a model folder, tiny or a Hub id; empty: the newest run in model/, else tiny"
     )
-    language: str = flag("", "empty: by the file's name, or the conversation asks, else python", choices=LANGUAGES)
+    language: str = flag("", "empty: from the name of --file, else python; a conversation asks", choices=LANGUAGES)
     precision: str = flag(
         "auto",
-        "of the weights: llama.cpp's q8_0 or f16, or PyTorch's; auto: q8_0 on a CPU, bf16 or fp16 on a GPU",
+        "of the weights, in llama.cpp (q8_0, f16) or PyTorch; auto: q8_0 on a CPU, bf16 or fp16 on a GPU",
         choices=ENGINE_PRECISIONS,
     )
-    use_cuda: bool = flag(False, "kept for old scripts: a GPU is always used if there is one")
+    use_cuda: bool = flag(False, "has no effect: a GPU is always used if there is one")
     prompt: str | None = flag(None, "complete this text, without a conversation", type=utf8)
-    file: str | None = flag(None, "complete at a place in this file, with the code above it as context", type=str)
-    line: int | None = flag(None, "with --file: complete after this line; else at its end", type=int, at_least=1)
+    file: str | None = flag(None, "complete at the end of this file, or at --line", type=str)
+    line: int | None = flag(None, "with --file: complete after this line", type=int, at_least=1)
     column: int | None = flag(
         None, "with --line: complete after this many characters of the line", type=int, at_least=0
     )
     suffix: str | None = flag(None, "with --prompt: the code after the place to complete", type=utf8)
     repository: str | None = flag(
         None,
-        "show the model similar code from this folder's source files; default: the git work tree of --file",
+        "show the model similar code from this folder's source files; default: those of --file's git work tree",
         type=str,
     )
     context_tokens: int = flag(
-        500, "the most tokens of other files that the model is shown; 0: none", at_least=0, at_most=1_000_000
+        500, "most tokens of other files that the model sees; 0: none", at_least=0, at_most=1_000_000
     )
     verbose: bool = flag(False, "report which parts of other files the model saw")
     no_infill: bool = flag(False, "ignore the code after the place to complete")
@@ -100,7 +100,7 @@ def main() -> None:
 
 
 def open_repository(config: Config) -> Repository | None:
-    """The folder whose files the model is shown; None if there is none, or with --context_tokens 0.
+    """Return the project whose files the model may see; None if there is none, or with --context_tokens 0.
 
     Raises:
         InputError: --repository names no folder with source files.
@@ -110,16 +110,16 @@ def open_repository(config: Config) -> Repository | None:
     if config.repository is not None:
         return Repository(Path(config.repository))
     folder = work_tree(Path(config.file)) if config.file is not None else None
-    with suppress(InputError):  # git ignores the file itself, and there is no other
+    with suppress(InputError):  # git ignores --file, and there is no other source file
         return Repository(folder) if folder else None
     return None
 
 
 def find_prompt(config: Config) -> tuple[str | None, str]:
-    """The code before and after the place to complete; (None, "") for a conversation.
+    """Return the code before and after the place to complete; (None, "") for a conversation.
 
     Raises:
-        InputError: the text is empty or not UTF-8, or the file has no such line.
+        InputError: the text is empty or cannot be decoded, or the file has no such place.
     """
     suffix = ""
     if config.prompt is not None:
@@ -139,7 +139,7 @@ def find_prompt(config: Config) -> tuple[str | None, str]:
 
 
 def find_place(text: str, config: Config) -> int:
-    """The place in a file's text that --line and --column name: the end of the line, or after so many characters of it.
+    """Return the index of the place that --line and --column name; without --column, of the end of the line.
 
     Raises:
         InputError: the file has no such place.
@@ -164,7 +164,7 @@ def print_completions(engine: Engine, prompt: str, suffix: str, config: Config) 
         path = repository.path_of(config.file) if config.file else ""
         most = {"max_tokens": config.context_tokens, "max_new_tokens": config.max_new_tokens}
         context = choose_context(repository, engine, prompt, suffix, language, path, **most)
-    # A terminal must not get control characters; a file gets exactly what the model wrote.
+    # A terminal must not get control characters. A file gets exactly what the model wrote.
     shown = printable if sys.stdout.isatty() else str
     with interruptible() as cancelled:
         on_text = (lambda text: print(shown(text), end="", flush=True)) if streams else None
@@ -180,7 +180,7 @@ def print_completions(engine: Engine, prompt: str, suffix: str, config: Config) 
             **config.settings(),
         )
     if config.json:
-        unknown = {"mean_log_prob": None, "probability": None}  # -inf is no JSON
+        unknown = {"mean_log_prob": None, "probability": None}  # JSON has no -inf
         rows = [asdict(c) | (unknown if c.mean_log_prob == -math.inf else {}) for c in found]
         print(json.dumps(rows, indent=2))
     elif streams:
@@ -190,7 +190,7 @@ def print_completions(engine: Engine, prompt: str, suffix: str, config: Config) 
             if config.num_return_sequences > 1:
                 print(f"--- {number}: {describe(completion)}")
             print(shown(completion.text))
-    sys.stdout.flush()  # so that the notes come after it, if both go to one file
+    sys.stdout.flush()  # the notes come after the text, also if both go to one file
     if config.verbose:
         print(f"note: {describe_context(context)}", file=sys.stderr)
     for note in notes(found, config, bool(suffix) and not engine.vocabulary.fim_words):

@@ -3,8 +3,8 @@
 python serve.py --model_path tiny
 curl http://127.0.0.1:8012/v1/completions -d '{"prompt": "def add(a, b):", "max_tokens": 16}'
 
-/infill completes at the cursor, as interact.py does with a suffix; /v1/completions completes from left to right. Both
-stream if asked. /health answers once the model is loaded.
+/infill completes at the cursor, with the code before and after it, as interact.py does. /v1/completions completes from
+left to right. Both can stream. /health answers as soon as the model is loaded.
 """
 
 import ipaddress
@@ -26,26 +26,30 @@ KEY_VARIABLE = "AUTOCODER_API_KEY"
 class ServeFlags(Flags):
     """Flags of serve.py."""
 
-    model_path: str = flag("", "a run folder, a model folder, a known name or a Hub id; else the newest run, else tiny")
-    host: str = flag("127.0.0.1", "address to listen on; other machines can reach it only with a key")
+    model_path: str = flag(
+        "", "a run folder, a model folder, a known name or a Hub id; empty: the newest run, else tiny"
+    )
+    host: str = flag("127.0.0.1", "address to listen on; requests from other machines need a key")
     port: int = flag(
         8012, "port to listen on; 8012 is what llama.vim and llama.vscode expect", at_least=1, at_most=65535
     )
-    api_key: str = flag("", f"file with the key that clients must send; default: the key in ${KEY_VARIABLE}, if any")
+    api_key: str = flag("", f"file with the key that clients must send; empty: the key in ${KEY_VARIABLE}, if any")
     context: int = flag(
         4096,
-        "most tokens of a request, at most what the model has; requests answered at the same time share them",
+        "most tokens of all requests that are answered at the same time, at most what the model supports",
         at_least=64,
         at_most=1_000_000,
     )
-    repository: str = flag("", "folder of the project: /infill shows the model what resembles the code at the cursor")
+    repository: str = flag(
+        "", "folder of the project: /infill shows the model code from it that resembles the code at the cursor"
+    )
     context_tokens: int = flag(
         500,
-        "most tokens of other files that /infill shows the model, those that the editor sends included; 0: none",
+        "most tokens of other files, also of those that the editor sends, that /infill shows the model; 0: none",
         at_least=0,
         at_most=1_000_000,
     )
-    type: str = flag("q8_0", "how weights are stored: 8 bits, or f16", choices=("q8_0", "f16"))
+    type: str = flag("q8_0", "how weights are stored: with 8 or 16 bits", choices=("q8_0", "f16"))
 
 
 def main() -> None:
@@ -53,7 +57,7 @@ def main() -> None:
     key = read_key(flags.api_key)
     if not key and not is_loopback(flags.host):
         raise InputError(
-            f"--host {flags.host}: other machines could use it; give a key with --api_key FILE or {KEY_VARIABLE}"
+            f"--host {flags.host}: other machines could connect; give a key with --api_key FILE or {KEY_VARIABLE}"
         )
     from completion.repository.repository import Repository
     from serving.relay import Relay
@@ -67,14 +71,14 @@ def main() -> None:
     relay.start(engine, repository, flags.context_tokens)
     address = f"http://{f'[{flags.host}]' if ':' in flags.host else flags.host}:{flags.port}"
     print(usage(engine.model_name, address, bool(key), bool(engine.vocabulary.fim_words)), flush=True)
-    while not stopped.wait(1):  # a thread of llama.cpp's may get the signal, which this one then sees when it wakes
+    while not stopped.wait(1):  # if a thread of llama.cpp gets the signal, this one sees it when it wakes up
         pass
     print("stopped", flush=True)
-    os._exit(0)  # llama.cpp's threads would finish the requests that they are working on first, perhaps for minutes
+    os._exit(0)  # a usual exit would wait for llama.cpp to finish its requests, perhaps for minutes
 
 
 def read_key(file: str) -> str:
-    """The key in the file, or else in the environment; empty if there is none.
+    """Return the key in the file, or else in the environment; empty if there is none.
 
     Raises:
         InputError: the file cannot be read, or the key is not one word of ASCII characters.
@@ -99,11 +103,7 @@ def is_loopback(host: str) -> bool:
 
 
 def load(flags: ServeFlags):
-    """The model, ready to be asked.
-
-    Raises:
-        InputError: there is no such model, or llama.cpp cannot run it.
-    """
+    """Load the model. Raises InputError if there is no such model, or llama.cpp cannot run it."""
     from common.model_files import find_pretrained, newest_run, read_config
     from completion.gguf_export.errors import CannotConvert
     from serving.served_engine import ServedEngine
@@ -120,7 +120,7 @@ def load(flags: ServeFlags):
 
 
 def usage(name: str, address: str, has_key: bool, knows_infill: bool) -> str:
-    """How to connect editors and other clients."""
+    """Return how to connect editors and other clients."""
     key = "  (clients must send the key)" if has_key else ""
     no_suffix = (
         "" if knows_infill else "\n  note: this model does not see the code after the cursor; see train.py --fim_rate"

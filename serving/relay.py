@@ -1,4 +1,4 @@
-"""The server that clients talk to. It decides who is answered, and answers /infill; the rest goes to llama.cpp."""
+"""The server for clients. It refuses foreign requests, answers /infill itself, and passes the rest to llama.cpp."""
 
 import hmac
 import ipaddress
@@ -21,17 +21,17 @@ ERROR_TYPES = {401: "authentication_error", 403: "permission_error"}
 
 
 class Relay(ThreadingTCPServer):
-    """Listens immediately, and answers after `start` was called.
+    """A server that listens immediately, but answers only after `start` was called.
 
     Args:
-        host, port: to listen on.
-        key: what clients must send; empty for none.
+        host, port: the address to listen on.
+        key: clients must send it; empty: they need none.
     Raises:
         InputError: nothing can listen there.
     """
 
     daemon_threads = True
-    allow_reuse_address = os.name != "nt"  # where it would let another program take the port
+    allow_reuse_address = os.name != "nt"  # on Windows, another program could then take the port
     request_queue_size = 64
 
     def __init__(self, host: str, port: int, key: str):
@@ -39,12 +39,12 @@ class Relay(ThreadingTCPServer):
         try:
             self.address_family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
             super().__init__((host, port), _Handler)
-        except (OSError, ValueError) as error:  # ValueError: `..`, a name of 300 letters
+        except (OSError, ValueError) as error:  # a ValueError: the name is `..` or has 300 letters
             reason = getattr(error, "strerror", None) or error
             raise InputError(f"{host}:{port}: {reason}; choose another --host or --port") from None
 
     def start(self, engine: ServedEngine, repository: Repository, context_tokens: int) -> None:
-        """Start to answer. /infill shows the model at most `context_tokens` tokens of the repository's files."""
+        """Start to answer. /infill shows the model at most `context_tokens` tokens of other files."""
         self.engine, self.repository, self.context_tokens = engine, repository, context_tokens
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
@@ -53,10 +53,10 @@ class Relay(ThreadingTCPServer):
             super().handle_error(request, client_address)
 
     def has_name(self, host: str) -> bool:
-        """Whether the Host header names this machine: by its address, or by a name that nobody else can point to it.
+        """Whether the Host header contains an address, or a name that only this machine has.
 
-        A web page can point its own name to this machine (DNS rebinding). The browser then takes this server for the
-        page's own, but the Host header still contains the page's name.
+        A web page can make its own name point to this machine (DNS rebinding). The browser then believes that this
+        server belongs to the page, but the Host header still contains the page's name.
         """
         name = re.fullmatch(r"\[?([^][/@\s]+?)]?(:[0-9]*)?", host.lower())
         if name and name[1] in ("localhost", self.host.lower(), socket.gethostname().lower()):
@@ -68,14 +68,12 @@ class Relay(ThreadingTCPServer):
 
 
 class _Refused(Exception):
-    """Arguments: HTTP status, and what is wrong with the request."""
+    """A request is refused. Arguments: the HTTP status, and what is wrong with the request."""
 
 
 class _Handler(BaseHTTPRequestHandler):
     server: Relay
-    protocol_version = (
-        "HTTP/1.1"  # otherwise curl's `Expect: 100-continue` is not answered, and curl waits for a second
-    )
+    protocol_version = "HTTP/1.1"  # with 1.0, curl waits a second for an answer to `Expect: 100-continue`
     timeout = 60  # seconds without a byte from the client
 
     def answer(self) -> None:
@@ -87,7 +85,7 @@ class _Handler(BaseHTTPRequestHandler):
             if (self.command, unquote(self.path.partition("?")[0])) == ("POST", "/infill"):
                 self.infill(engine, body)
             else:
-                self.hand_through(engine, body)
+                self.pass_on(engine, body)
         except _Refused as error:
             self.send_error(*error.args)
 
@@ -135,11 +133,11 @@ class _Handler(BaseHTTPRequestHandler):
                 self.send_whole(200, request.answer(engine, *project).encode())
         except InputError as error:
             raise _Refused(400, str(error)) from None
-        except RuntimeError as error:  # llama.cpp's
+        except RuntimeError as error:  # from llama.cpp
             raise _Refused(500, str(error)) from None
 
-    def hand_through(self, engine: ServedEngine, body: bytes) -> None:
-        """Let llama.cpp answer."""
+    def pass_on(self, engine: ServedEngine, body: bytes) -> None:
+        """Have llama.cpp answer."""
         content_type = " ".join(self.headers.get("Content-Type", "application/json").split())
         with engine.request(self.command, self.path, body, content_type) as response:
             content_type = response.headers.get("Content-Type", "")

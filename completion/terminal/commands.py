@@ -1,31 +1,30 @@
 """The conversation's commands, and notes about a completion."""
 
 from collections.abc import Sequence
+from dataclasses import fields
 
 from completion.repository.chunks import Chunk
 from completion.settings import Completion, CompletionSettings
 
-# Commands that set a field of completion.settings.CompletionSettings; most have its name.
-SETTINGS = {"n": "num_return_sequences", "max_length": "max_new_tokens"} | {
-    name: name for name in ("temperature", "top_k", "top_p", "repetition_penalty", "min_probability", "seed", "stop")
-}
-CURSOR = "<cursor>"  # in typed code: complete here; the code after it is the suffix
+# A command -> the field of CompletionSettings that it sets. A short name of the flag is also the command's name.
+SETTINGS = {(field.metadata["aliases"] or [field.name])[0].lstrip("-"): field for field in fields(CompletionSettings)}
+CURSOR = "<cursor>"  # in typed code: complete here, with the code after it as the suffix
 COMMANDS = (*SETTINGS, "lang", "next", "continue", "context", "load", "save", "help", "exit")
 HELP = """\
 Type code and it is completed. Enter starts a new line while a block or bracket
 is open. Enter on an empty line completes, and so does Alt-Enter anywhere.
 Ctrl-C stops a completion and keeps the text so far.
-  :n 5               generate 5 candidates; those that parse and are likely come first
+  :n 5               generate 5 candidates; those that parse come first
   :next              show the next candidate, as Tab on an empty line does
   :temperature 0.2   lower is safer; 0 always takes the most likely token
   :stop line         where to end: block, blank (line), line or none
   :max_length 128    the most tokens to generate
   :top_k :top_p :repetition_penalty :min_probability :seed
-                     as the flags of interact.py; without a value, show it
-  :lang java         change the language, as change_lang does
-  :continue          go on from the end of the completion shown last, or with
-                     :continue 2 from the end of the second candidate
-  <cursor>           in the code: complete here; the model sees the code after it
+                     as the flags of interact.py; without a value they show it
+  :lang java         change the language; change_lang asks for it
+  :continue          go on after the completion shown last; :continue 2 goes
+                     on after the second candidate
+  <cursor>           in the code: complete here, with the code after it in view
   :context           show the code of other files that the model saw last
   :load FILE         complete at the end of a file, in the language of its name
   :save FILE         write the prompt and the completion shown last to a file
@@ -35,7 +34,7 @@ Ctrl-C stops a completion and keeps the text so far.
 
 
 def describe(completion: Completion) -> str:
-    """One line: its probability and length, why it ended, whether it parses."""
+    """Return one line: the probability, the length, why the completion ended, and whether it parses."""
     parts = [
         f"probability {completion.probability:.2g}",
         f"log-probability {completion.mean_log_prob:.2f} a token",
@@ -48,13 +47,13 @@ def describe(completion: Completion) -> str:
 
 
 def describe_context(chunks: Sequence[Chunk]) -> str:
-    """One line: which parts of other files the model saw."""
+    """Return one line: which parts of other files the model saw."""
     parts = [f"{c.path}:{c.first_line}-{c.first_line + len(c.text.splitlines()) - 1}" for c in chunks]
     return "context: " + (", ".join(parts) or "none")
 
 
 def notes(found: list[Completion], options: CompletionSettings, ignores_suffix: bool = False) -> list[str]:
-    """What a user should know about these completions and cannot see in their text."""
+    """Return what a user should know about these completions but cannot see in their text."""
     if not found:
         return [f"no candidate reached a probability of {options.min_probability:g}"]
     lines, dropped = [], found[0].prompt_tokens_dropped

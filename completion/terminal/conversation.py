@@ -1,4 +1,4 @@
-"""The conversation in a terminal: read code, complete it, obey commands."""
+"""The conversation in a terminal: it reads code and completes it, and it obeys commands."""
 
 import os
 import signal
@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import fields
 from pathlib import Path
 
 from common.command import InputError
@@ -27,10 +26,10 @@ class Conversation:
 
     Args:
         engine: generates with the model.
-        name: what the status line calls it.
-        language: one of LANGUAGES, or empty to ask.
+        name: of the model, for the status line.
+        language: one of LANGUAGES; empty: ask the user.
         settings: the fields of CompletionSettings.
-        repository: its files are searched for code that resembles the prompt, to show it to the model.
+        repository: the model sees code from its files that resembles the prompt.
         context_tokens: the most tokens of such code.
     """
 
@@ -67,7 +66,7 @@ class Conversation:
         return line + (f" | {self.tokens_per_second:.0f} tokens/s" if self.tokens_per_second else "")
 
     def _read(self, message: str, question: bool = False) -> str:
-        """What the user entered; empty after Ctrl-C, and for bytes that are not UTF-8."""
+        """Return what the user entered; nothing after Ctrl-C, and for bytes that are not UTF-8."""
         try:
             text = self._screen.ask(message) if question else self._screen.read(message)
             text.encode()
@@ -104,7 +103,7 @@ class Conversation:
             self._screen.write(f"{error}\n")
         except OSError as error:
             self._screen.write(f"{error.filename}: {error.strerror}\n")
-        except KeyboardInterrupt:  # a second one, while the first was waiting for a token
+        except KeyboardInterrupt:  # the second Ctrl-C, before the first took effect at the next token
             self._screen.write("\n")
 
     def _command(self, name: str, value: str) -> None:
@@ -136,7 +135,7 @@ class Conversation:
             raise InputError(f":{name}: no such command; :help lists them")
 
     def _set(self, name: str, value: str) -> None:
-        field = next(field for field in fields(CompletionSettings) if field.name == SETTINGS[name])
+        field = SETTINGS[name]
         if value:
             is_none = value == "none" and field.default is None
             number = None if is_none else field.metadata["rule"].read(f":{name}", value)
@@ -151,7 +150,7 @@ class Conversation:
         if not number.isdecimal() or not 1 <= int(number) <= len(self._found):
             raise InputError(f":continue {number}: choose a candidate from 1 to {len(self._found)}")
         last = self._found[int(number) - 1]
-        # At the end of a file, a blank line after a whole block tells the model that the next one begins.
+        # At the end of a file, blank lines after a whole block tell the model that the next block begins.
         begins_next = last.stop_reason in ("block", "blank") and not self._suffix
         self._complete(self._prompt + last.text + "\n\n" * begins_next, self._suffix)
 
@@ -163,7 +162,7 @@ class Conversation:
         self._screen.write(f"written: {file}\n")
 
     def _complete(self, prompt: str, suffix: str = "") -> None:
-        """Complete and show, and remember what for :continue and :save. A single candidate is shown while it grows."""
+        """Complete, show the result and keep it for :continue and :save. A single candidate is shown while it grows."""
         options = CompletionSettings(**self.settings)
         streams = options.candidates == 1 and not options.min_probability
         began = time.perf_counter()
@@ -198,7 +197,7 @@ class Conversation:
             code.end()
 
     def _show(self, number: int) -> None:
-        """Show one of the candidates, counted from 0. :continue and :save use the one shown last."""
+        """Show one of the candidates, counted from 0. :continue and :save use the one that was shown last."""
         self._shown, completion = number, self._found[number]
         self._screen.write(f"--- {number + 1} of {len(self._found)}: {describe(completion)}\n")
         code = self._screen.code(self._prompt, self.language)
@@ -236,7 +235,7 @@ def interruptible() -> Iterator[Callable[[], bool]]:
 
 
 def make_screen(status: Callable[[], str], language: Callable[[], str]):
-    """A screen with line editing, history and colours if the terminal supports them, else a plain one."""
+    """Return a screen with line editing, history and colours, or a plain one if the terminal does not support these."""
     if sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb":
         from completion.terminal.editing import EditingScreen
 

@@ -26,10 +26,10 @@ from completion.terminal.commands import COMMANDS
 from completion.terminal.plain_screen import fold, printable
 
 LEXERS = {"python": PythonLexer, "java": JavaLexer}
-# Colours of the terminal's own palette, since those are readable for its user; pygments' dark blue is not on black.
+# Only colours of the terminal's own palette, which its user can read. pygments' dark blue is hard to read on black.
 STYLE = Style.from_dict(
     {
-        "said": "ansibrightblack",
+        "note": "ansibrightblack",
         "bottom-toolbar": "noreverse ansibrightblack",
         "pygments.comment": "ansibrightblack",
         "pygments.keyword": "ansimagenta",
@@ -43,15 +43,15 @@ STYLE = Style.from_dict(
     }
 )
 INDENT = 4
-CONTEXT_CHARACTERS = 2000  # of the prompt that are read to colour the completion
+CONTEXT_CHARACTERS = 2000  # last characters of the prompt that are read to colour the completion
 
 
 class EditingScreen:
-    """Does what `plain_screen.PlainScreen` does, with line editing and colours.
+    """The same as `plain_screen.PlainScreen`, but with line editing and colours.
 
     Args:
-        status: the text of the status line.
-        language: the language of the code that is typed.
+        status: returns the text of the status line.
+        language: returns the language of the code that is typed.
     """
 
     def __init__(self, status: Callable[[], str], language: Callable[[], str]):
@@ -78,7 +78,7 @@ class EditingScreen:
             return self._session.prompt(message, handle_sigint=False).rstrip()
 
     def write(self, text: str) -> None:
-        print_formatted_text(FormattedText([("class:said", fold(printable(text)))]), style=STYLE, end="", flush=True)
+        print_formatted_text(FormattedText([("class:note", fold(printable(text)))]), style=STYLE, end="", flush=True)
 
     def code(self, prompt: str, language: str) -> "ColouredCode":
         return ColouredCode(prompt, language)
@@ -128,7 +128,7 @@ class EditingScreen:
 
 @contextmanager
 def no_interrupts() -> Iterator[None]:
-    """Ignore Ctrl-C's signal while a line is edited: Ctrl-C is a key there, and a signal could break the event loop."""
+    """Ignore Ctrl-C's signal while a line is edited. There Ctrl-C is a key, and a signal could break the event loop."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
@@ -141,16 +141,16 @@ def is_command(document: Document) -> bool:
 
 
 def is_pasted(event: KeyPressEvent) -> bool:
-    """Whether more input is waiting after this key, as when text is pasted and the terminal does not mark it."""
+    """Whether more input follows this key at once, as when text is pasted and the terminal does not mark it."""
     if event.key_processor.input_queue:
         return True
-    with suppress(OSError, ValueError, NotImplementedError):  # select on Windows takes only sockets
+    with suppress(OSError, ValueError, NotImplementedError):  # on Windows, select accepts only sockets
         return bool(select.select([event.app.input.fileno()], [], [], 0)[0])
     return False
 
 
 class LastingHistory(FileHistory):
-    """A history in a file. If the file cannot be read or written, the history is that of this conversation."""
+    """A history in a file. If the file cannot be read or written, the history contains only this conversation."""
 
     def load_history_strings(self) -> Iterator[str]:
         with suppress(OSError):
@@ -162,7 +162,7 @@ class LastingHistory(FileHistory):
 
 
 def open_history() -> History:
-    """The history of all conversations, or of this one alone if there is no folder to keep it in."""
+    """Return the history of all conversations, or only of this one if there is no folder for the file."""
     try:
         folder = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "autocoder"
         folder.mkdir(parents=True, exist_ok=True)
@@ -188,8 +188,8 @@ class CommandCompleter(Completer):
 class ColouredCode:
     """Prints code in colours, piece by piece: the prompt's last line, then the completion.
 
-    A word is printed when it is whole, since its colour depends on its end; a comment or a string at once. What was
-    printed never changes.
+    A word is printed only when it is whole, because its colour may change until then. Comments, strings and spaces are
+    printed at once. What was printed never changes.
     """
 
     def __init__(self, prompt: str, language: str):

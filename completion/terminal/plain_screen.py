@@ -5,17 +5,17 @@ import shutil
 import sys
 import textwrap
 
-# Characters that move the cursor, ring the bell, or reverse the direction of text; lone surrogates, too.
+# Characters that move the cursor, ring the bell or change the direction of text, and halves of characters (surrogates).
 CONTROL = re.compile(r"[^\n\t\x20-\x7e\xa0-\U0010ffff]|[\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def printable(text: str) -> str:
-    """The text with every control character replaced, as a model may have written any; its length stays."""
+    """Replace every control character, since a model may write any of them. The length stays the same."""
     return CONTROL.sub("\ufffd", text)
 
 
 def fold(text: str) -> str:
-    """Break lines that are wider than the terminal between words; a name, its colon and its value stay together."""
+    """Break lines that are wider than the terminal, but only between words, and not between `name:` and its value."""
     columns = shutil.get_terminal_size().columns
     rows = []
     for line in text.split("\n"):

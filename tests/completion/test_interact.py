@@ -207,7 +207,7 @@ def test_a_conversation(terminals, coder, project):
         ":load nowhere.py": "nowhere.py: No such file or directory",
         " :load ~nosuchuser/x.py": "~nosuchuser/x.py: No such file or directory",  # and a command after a blank is one
         ":nonsense": ":nonsense: no such command",
-        f":save {project.folder}": f"{project.folder}: Is a directory",
+        f":save {project.folder}": f"{project.folder}: not a regular file",
     }.items():
         terminal.say(mistake, answer)
 
