@@ -23,7 +23,7 @@ class CompletionSettings(Flags):
         1, "number of candidates; the first always takes the most likely token", "--n", at_least=1, at_most=100
     )
     seed: int | None = flag(None, "makes sampling repeatable", type=int, at_least=0, below=2**63)
-    stop: str = flag("block", "where a completion ends: with the block, at a blank line, with the line", choices=STOPS)
+    stop: str = flag("block", "where a completion ends (see docs/completion.md)", choices=STOPS)
     min_probability: float = flag(0.0, "leave out candidates with a lower joint probability", at_least=0, at_most=1)
 
     @property

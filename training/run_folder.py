@@ -9,6 +9,7 @@ from pathlib import Path
 
 from common.command import InputError
 from common.files import ROOT, lock
+from common.source_code import LANGUAGES
 from dataset.format import read_meta
 from training.config import TrainConfig
 
@@ -36,7 +37,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 model, tokenizer = (kind.from_pretrained("PATH") for kind in (AutoModelForCausalLM, AutoTokenizer))
 ```
 
-A text begins with its language's control word, `<python>` or `<java>`, without a space after it.{fim}
+A text begins with its language's control word, {words}, without a space after it.{fim}
 
 | on the dataset's dev split, after {steps} steps, {tokens:,} tokens | |
 |---|---:|
@@ -128,6 +129,7 @@ def model_card(config: TrainConfig, report: dict, fim_rate: float) -> str:
         how=f"`{config.model_select}`, {'trained from random weights' if config.from_scratch else 'fine-tuned'}",
         dataset=config.dataset_name,
         split=split,
+        words=" or ".join(f"`<{language}>`" for language in LANGUAGES),
         fim=FIM.format(rate=fim_rate) if fim_rate else "",
         steps=report["saved_at_total_steps"],
         tokens=report["tokens_seen"],

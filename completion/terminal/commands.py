@@ -5,19 +5,20 @@ from dataclasses import fields
 
 from completion.repository.chunks import Chunk
 from completion.settings import Completion, CompletionSettings
+from completion.stop_rules.stop_rule import STOPS
 
 # A command -> the field of CompletionSettings that it sets. A short name of the flag is also the command's name.
 SETTINGS = {(field.metadata["aliases"] or [field.name])[0].lstrip("-"): field for field in fields(CompletionSettings)}
 CURSOR = "<cursor>"  # in typed code: complete here, with the code after it as the suffix
 COMMANDS = (*SETTINGS, "lang", "next", "continue", "context", "load", "save", "help", "exit")
-HELP = """\
+HELP = f"""\
 Type code and it is completed. Enter starts a new line while a block or bracket
 is open. Enter on an empty line completes, and so does Alt-Enter anywhere.
 Ctrl-C stops a completion and keeps the text so far.
   :n 5               generate 5 candidates; those that parse come first
   :next              show the next candidate, as Tab on an empty line does
   :temperature 0.2   lower is safer; 0 always takes the most likely token
-  :stop line         where to end: block, blank (line), line or none
+  :stop line         where to end: {", ".join(STOPS)}
   :max_length 128    the most tokens to generate
   :top_k :top_p :repetition_penalty :min_probability :seed
                      as the flags of interact.py; without a value they show it

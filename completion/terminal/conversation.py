@@ -138,7 +138,7 @@ class Conversation:
         field = SETTINGS[name]
         if value:
             is_none = value == "none" and field.default is None
-            number = None if is_none else field.metadata["rule"].read(f":{name}", value)
+            number = None if is_none else field.metadata["rule"].check(f":{name}", value, is_text=True)
             self.settings = self.settings | {field.name: number}
         value = self.settings[field.name]
         shown = "none" if value is None else f"{value:g}" if isinstance(value, float) else value
