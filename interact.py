@@ -70,12 +70,9 @@ class Config(CompletionSettings):
         super().__post_init__()
         if self.prompt is not None and self.file is not None:
             raise InputError("--prompt and --file: give one of them")
-        if self.line is not None and self.file is None:
-            raise InputError("--line needs --file, the file to complete in")
-        if self.column is not None and self.line is None:
-            raise InputError("--column needs --line, the line to complete in")
-        if self.suffix is not None and self.prompt is None:
-            raise InputError("--suffix needs --prompt, the code before it")
+        for flag_name, needed in (("line", "file"), ("column", "line"), ("suffix", "prompt")):
+            if getattr(self, flag_name) is not None and getattr(self, needed) is None:
+                raise InputError(f"--{flag_name} needs --{needed}")
 
     def settings(self) -> dict:
         return {field.name: getattr(self, field.name) for field in fields(CompletionSettings)}
@@ -168,17 +165,8 @@ def print_completions(engine: Engine, prompt: str, suffix: str, config: Config) 
     shown = printable if sys.stdout.isatty() else str
     with interruptible() as cancelled:
         on_text = (lambda text: print(shown(text), end="", flush=True)) if streams else None
-        found = complete(
-            engine,
-            prompt,
-            language,
-            suffix=suffix,
-            context=context,
-            path=path,
-            on_text=on_text,
-            cancelled=cancelled,
-            **config.settings(),
-        )
+        place = {"suffix": suffix, "context": context, "path": path}
+        found = complete(engine, prompt, language, **place, on_text=on_text, cancelled=cancelled, **config.settings())
     if config.json:
         unknown = {"mean_log_prob": None, "probability": None}  # JSON has no -inf
         rows = [asdict(c) | (unknown if c.mean_log_prob == -math.inf else {}) for c in found]

@@ -223,16 +223,9 @@ class LlamaEngine:
             private = {"hostnames": [f"{folder}/x.sock"]}
             if os.name == "nt" or not hasattr(socket, "AF_UNIX"):
                 private = {"hostnames": ["127.0.0.1"], "port": 0, "api_keys": [secrets.token_hex(32)]}
-            self._server = start_server(
-                self._library,
-                self._file,
-                n_ctx=self._length * self._sequences,
-                n_parallel=self._sequences,
-                n_gpu_layers=0,
-                cache_idle_slots=False,
-                endpoint_props=False,
-                **private,
-            )
+            size = {"n_ctx": self._length * self._sequences, "n_parallel": self._sequences}
+            unused = {"n_gpu_layers": 0, "cache_idle_slots": False, "endpoint_props": False}
+            self._server = start_server(self._library, self._file, **size, **unused, **private)
 
 
 def _scores(choice: dict) -> list[dict]:

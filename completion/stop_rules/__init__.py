@@ -1,1 +1,1 @@
-"""Stop rules: a completion ends with its block, before the suffix, or when it repeats itself."""
+"""Stop rules: a completion ends with its block, before it repeats the suffix, or when it repeats itself."""

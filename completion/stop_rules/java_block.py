@@ -4,10 +4,10 @@ import re
 from dataclasses import dataclass
 
 _PAIRS = {"(": ")", "[": "]", "{": "}"}
-_WHOLE = {*_PAIRS, *_PAIRS.values(), ";", ","}  # tokens that no further character can change
+_WHOLE = {*_PAIRS, *_PAIRS.values(), ";", ","}  # tokens that no following character can change
 _TYPES = {"class", "interface", "enum"}
 _EXPRESSION = {"=", "return", "yield", "throw", "new", "->", "+=", "assert"}
-# Words that may continue a statement after its block, by a word that the statement begins with.
+# The first word of a statement -> words that may continue the statement after its block.
 _CLAUSES = {
     "if": {"else"}, "do": {"while"}, "try": {"catch", "finally"}, "catch": {"catch", "finally"},
 }  # fmt: skip
@@ -20,28 +20,29 @@ _COMMENT = re.compile(r"//[^\n]*|/\*.*?(?:\*/|\Z)", re.DOTALL)
 
 @dataclass
 class _Bracket:
-    """An open bracket, what it contains, and the statement that it is in."""
+    """An open bracket."""
 
     sign: str
     contains: str  # "members", "statements" or "values"
     in_expression: bool
-    statement: list[str]  # the words and closing brackets of the statement before it
+    statement: list[str]  # the words and closing brackets of its statement, before the bracket
 
 
 class JavaBlock:
-    """Ends with the statement whose block the prompt opened; a brace in an expression, with its `;`.
+    """A completion ends with the statement whose block the prompt opened.
 
-    Clauses (`else`, `catch`, `while` of a `do`) belong to their statement. If the prompt has not just opened a block:
-    among the members of a class or outside, the completion is one member or declaration; among statements, it goes to
-    the end of the block around them.
+    If that block is in an expression, the statement ends with its `;`. Clauses (`else`, `catch`, the `while` of a `do`)
+    belong to their statement. If the prompt has not just opened a block, it depends on the place: among the members of
+    a class, or outside of classes, the completion is one member or declaration; among statements, it goes to the end of
+    the block around them.
     """
 
     def __init__(self, prompt: str):
         self._open: list[_Bracket] = []
         self._statement: list[str] = []  # the words of the statement so far
         self._level = -1  # how many brackets are open around the statement to complete
-        self._may_open = False  # whether the prompt began a statement that is the one to complete if it opens a block
-        self._possible_end: tuple[int, set[str]] | None = None  # and the words that would continue the statement
+        self._may_open = False  # the prompt began a statement, which is the one to complete if it opens a block
+        self._possible_end: tuple[int, set[str]] | None = None  # a place, and the words after it that would go on
         self._end, self._last, self._read_to = -1, "", 0
         self._read(prompt)
         self._unread = prompt[self._read_to :]
@@ -89,7 +90,7 @@ class JavaBlock:
         return level
 
     def _read(self, source: str) -> None:
-        """Read on from where the last call stopped. The last token is left if more characters could change it."""
+        """Read on after the last call's end. The last token is left unread if following characters may change it."""
         for token in _TOKEN.finditer(source, self._read_to):
             word = token[0]
             if token.end() == len(source) and word not in _WHOLE:
@@ -154,7 +155,7 @@ class JavaBlock:
             return
         while (bracket := self._open.pop()).sign != sign:
             pass
-        if sign == "{" and len(self._open) < self._level:  # the block around is over
+        if sign == "{" and len(self._open) < self._level:  # the block around the statement ends
             self._end = end
         elif sign != "{" or bracket.in_expression:
             self._statement = [*bracket.statement, word]
@@ -162,11 +163,11 @@ class JavaBlock:
             self._finish(bracket.statement, end, word)
 
     def _finish(self, statement: list[str], end: int, sign: str) -> None:
-        """The statement ends here, unless a clause continues it."""
+        """End the statement here, unless a clause may continue it."""
         self._statement = []
         if len(self._open) != self._level:
             return
-        if self._may_open:  # it opened no block, so the block around it is to be completed
+        if self._may_open:  # it opened no block, so the block around it is the one to complete
             self._may_open = False
             self._level = self._level_of_statement(self._level - 1)
             return

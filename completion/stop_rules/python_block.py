@@ -4,7 +4,7 @@ from completion.stop_rules.python_lines import FIRST_WORD, HEADS, Line, LineRead
 
 _SOFT_KEYWORDS = {"match", "case"}  # they are also names
 _DEFINITIONS = {"def", "class", "async"}
-# The clauses that may follow a clause, in the same column, as part of the same statement.
+# A clause -> the clauses that may follow it, in the same column, as part of the same statement.
 _CLAUSES = {
     "if": {"elif", "else"}, "elif": {"elif", "else"}, "for": {"else"}, "while": {"else"}, "async": {"else"},
     "try": {"except", "finally"}, "except": {"except", "else", "finally"}, "else": {"finally"}, "case": {"case"},
@@ -12,16 +12,17 @@ _CLAUSES = {
 
 
 class PythonBlock:
-    """Ends with the statement whose block the prompt opened, else with the innermost definition around the cursor.
+    """A completion ends with the statement whose block the prompt opened.
 
-    The prompt opens a block if its last line ends in the colon of a compound statement, or is unfinished and the
-    completion gives it such a colon. Later clauses (`else`, `except`, ...) belong to their statement. If there is no
-    definition around the cursor, the outermost compound statement counts; outside of any block the completion ends at
-    the first blank line between two statements. If a completion begins with a definition, in a class or a module, it
-    ends with that definition.
+    The prompt opens a block if its last line ends with the colon of a compound statement, or if that line is unfinished
+    and the completion adds such a colon. Later clauses (`else`, `except`, ...) belong to their statement.
 
-    It also ends before a line whose indentation is not Python: one between the column of the block's head and that of
-    its statements, or deeper than the statement before, which opened no block.
+    If the prompt opens no block, the completion ends with the first of these that exists: the definition with which it
+    begins, in a class or module; the innermost definition around the cursor; the outermost compound statement around
+    it; the first blank line between two statements.
+
+    A completion also ends before a line with a wrong indentation: less than the block's other statements but more than
+    its head, or more than the statement before it, if that opened no block.
     """
 
     def __init__(self, prompt: str):
@@ -36,8 +37,8 @@ class PythonBlock:
         self._after_blank_line = self._started = False
         self._block: tuple[int, str] | None = None  # of the statement to complete: its column and latest clause
         self._body_column: int | None = None  # of the statements in that block
-        self._undecided = True  # whether the next statement decides which block that is
-        self._begun = False  # whether the prompt began that statement: if it opens a block, that is the one
+        self._undecided = True  # whether the next complete statement decides which block is the one to complete
+        self._begun = False  # whether the prompt began that statement; its block, if it opens one, is the one
         self._previous: Line | None = None  # the latest complete statement
         last = self._statements[-1] if self._statements else None
         if last is None:
@@ -80,9 +81,9 @@ class PythonBlock:
         self._belongs = self._reader.line is not None
 
     def _begin(self, indent: int, word: str, whole: bool) -> None:
-        """Decide whether a logical line belongs to the completion by its indentation and first word.
+        """Decide by its indentation and first word whether a logical line belongs to the completion.
 
-        If the word is not whole yet, it may still become a clause; then nothing is decided.
+        Nothing is decided if the word is not whole yet and may still become a clause.
         """
         if self._block is None:
             ends = not self._undecided and self._started and indent == 0 and self._after_blank_line
@@ -93,11 +94,11 @@ class PythonBlock:
             if ends and indent == column and not whole and any(c.startswith(word) for c in _CLAUSES.get(clause, ())):
                 return
         ends |= self._previous is not None and indent > self._previous.indent and not self._previous.is_head
-        if ends and word != "#" and not self._started:  # there is nothing to end yet, so the next block is the one
+        if ends and word != "#" and not self._started:  # nothing can end yet: the next block is the one
             self._block, self._undecided, self._begun, ends = None, True, False, False
         if not ends:
             self._belongs = True
-        elif word != "#":  # a comment goes with the statement after it
+        elif word != "#":  # a comment belongs to the statement after it
             self._done = True
 
     def _take(self, line: Line) -> None:
@@ -115,7 +116,7 @@ class PythonBlock:
         self._started |= not own_head and (self._block is not None or self._end > 0)
 
     def _choose(self, line: Line) -> None:
-        """The first statement is known: it is the one to complete, or is inside the one to complete."""
+        """Choose the block to complete, now that the first statement is known: its own block, or one around it."""
         self._undecided = False
         self._block = self._around(line.indent)
         self._body_column = self._column_of_body()
@@ -125,7 +126,7 @@ class PythonBlock:
             self._block, self._body_column = (line.indent, line.word), None
 
     def _column_of_body(self) -> int | None:
-        """The column of the block's statements, if the prompt has any."""
+        """Return the column of the block's statements, if the prompt contains any."""
         body = None
         for line in reversed(self._statements):
             if self._block is None or line.indent <= self._block[0]:
@@ -134,7 +135,7 @@ class PythonBlock:
         return body
 
     def _around(self, position: int) -> tuple[int, str] | None:
-        """The innermost definition, else the outermost compound statement, around a line in this column."""
+        """Return the innermost definition around a line in this column, else the outermost compound statement."""
         outermost = None
         for line in reversed(self._statements):
             if line.indent < position:

@@ -1,4 +1,4 @@
-"""Logical lines of Python source that may be unfinished or wrong, since a model or a person is still writing it."""
+"""Logical lines of Python source that a model or a person is still writing, so it may be unfinished or wrong."""
 
 import re
 from collections.abc import Iterator
@@ -11,15 +11,15 @@ HEADS = {
 
 @dataclass
 class Line:
-    """A logical line, which may span several rows; or a row with only a comment.
+    """A logical line, which may span several rows, or a row with only a comment.
 
     Attributes:
-        start, end: offsets of its first row and past its last character, the line break left out.
+        start, end: the offsets of its first row, and of its end without the line break.
         indent: columns of indentation.
         word: its first token; "#" for a comment.
         colon: whether the colon of a head was read, outside brackets and lambdas.
         inline: whether something follows that colon.
-        closed: whether its line break was read.
+        closed: whether its last line break was read.
     """
 
     start: int
@@ -32,22 +32,22 @@ class Line:
 
     @property
     def is_head(self) -> bool:
-        """Whether it ends in the colon that opens a block."""
+        """Whether it ends with the colon that opens a block."""
         return self.word in HEADS and self.colon and not self.inline
 
 
 @dataclass
 class LineReader:
-    """Reads Python row by row. Open brackets and strings are remembered from one row to the next."""
+    """Reads Python row by row, and remembers open brackets and strings from one row to the next."""
 
     line: Line | None = None  # the logical line that is not closed yet
-    _open: list[str] = field(default_factory=list)  # brackets, strings by prefix and quotes, ":" for a format
+    _open: list[str] = field(default_factory=list)  # brackets, prefixes with quotes of strings, ":" for a format
     _lambdas: int = 0
-    _joined: bool = False  # whether the last row ends in a backslash that joins it to the next
-    _checked: int = 0  # how many of those that are open may stay open at the end of a row
+    _joined: bool = False  # whether the last row ends with a backslash that joins it to the next
+    _checked: int = 0  # how many of the open ones are known to be able to stay open at the end of a row
 
     def read(self, row: str, start: int) -> Line | None:
-        """The logical line that this row begins or continues. The row includes its line break, if it has one."""
+        """Return the logical line that this row begins or continues. The row includes its line break, if any."""
         if self.line is None:
             word = FIRST_WORD.match(row)
             if word is None:
@@ -101,7 +101,7 @@ class LineReader:
             self.line.colon = True
 
     def _text(self, row: str, at: int, top: str) -> int:
-        """Read on inside a string, or inside the format of an f-string's field; returns the place to go on from."""
+        """Read on in a string, or in the format of an f-string's field. Return the place where to continue."""
         quotes = top.lstrip("rRbBuUfFtT")
         fields = top == ":" or "f" in top.lower() or "t" in top.lower()
         end = "[}]" if top == ":" else quotes
@@ -119,7 +119,7 @@ class LineReader:
         return match.end()
 
     def _drop_broken_strings(self) -> None:
-        """Forget strings in single quotes that the row left open: they cannot go on without a backslash at its end."""
+        """Forget strings in single quotes that the row left open: only after a backslash could they go on."""
         if self._joined:
             return
         for place in range(self._checked, len(self._open)):
@@ -137,7 +137,7 @@ _TOKEN = re.compile(
 
 
 def rows_of(source: str, begin: int = 0) -> Iterator[tuple[int, str]]:
-    """Offsets and rows. A row includes its line break, except perhaps the last one."""
+    """Yield rows and their offsets. A row includes its line break, if it has one."""
     while begin < len(source):
         end = source.find("\n", begin) + 1 or len(source)
         yield begin, source[begin:end]
@@ -145,7 +145,7 @@ def rows_of(source: str, begin: int = 0) -> Iterator[tuple[int, str]]:
 
 
 def logical_lines(source: str) -> Iterator[Line]:
-    """All logical lines of a source, the last one perhaps not closed."""
+    """Yield all logical lines of a source. The last one may not be closed."""
     reader, line = LineReader(), None
     for start, row in rows_of(source):
         line = reader.read(row, start)
@@ -156,5 +156,5 @@ def logical_lines(source: str) -> Iterator[Line]:
 
 
 def width(row: str) -> int:
-    """The columns of indentation; Python counts them anew after a form feed."""
+    """Return the columns of indentation. After a form feed Python counts them from 0 again."""
     return len(row[: len(row) - len(row.lstrip(" \t\f"))].rpartition("\f")[2].expandtabs())

@@ -1,19 +1,19 @@
-"""Stop rule for a completion that repeats itself, as those of small models do."""
+"""Stop rule for a completion that repeats itself, as small models often do."""
 
 import math
 
 MAX_LINES = 4  # the longest group of lines whose repetition is noticed
-TIMES = 3  # how often a group of lines has to come
-TIMES_IN_LINE, LENGTH_IN_LINE = 5, 40  # how often a piece of a line has to come, and how many characters that fills
+TIMES = 3  # how often a group of lines must occur
+TIMES_IN_LINE, LENGTH_IN_LINE = 5, 40  # how often a piece of a line must occur, and over how many characters at least
 LONGEST_PIECE = 200  # characters
-READ_LINES = 2 * TIMES * MAX_LINES  # at the end of the text
+READ_LINES = 2 * TIMES * MAX_LINES  # how many lines at the end of the text are read
 
 
 def before_repetition(text: str) -> tuple[int, bool]:
-    """How many characters of a growing text surely repeat nothing, and whether the text repeats itself.
+    """Return how many characters of a growing text surely repeat nothing, and whether the text repeats itself.
 
-    Lines that are repeated are held back until another line comes, so that only their first occurrence is kept. Blank
-    lines do not count. A repeated piece of a line is noticed, but kept.
+    Repeated lines are held back until a different line comes, so that only their first occurrence is kept. Blank lines
+    do not count. A repeated piece of a line is kept.
     """
     found = _last_lines(text)
     lines = [line for _, line in found]
@@ -32,7 +32,7 @@ def before_repetition(text: str) -> tuple[int, bool]:
 
 
 def _last_lines(text: str) -> list[tuple[int, str]]:
-    """The last lines that are not blank, each with the place of its first character after the indentation."""
+    """Return the last lines that are not blank, each with the place where its indentation ends."""
     found, rest = [], text.rstrip()
     while rest and len(found) < READ_LINES:
         line = rest[rest.rfind("\n") + 1 :]
@@ -42,7 +42,10 @@ def _last_lines(text: str) -> list[tuple[int, str]]:
 
 
 def _repeated_lines(lines: list[str], period: int, is_last_open: bool) -> int:
-    """How many lines at the end equal the one `period` lines before; an open last line only has to begin like it."""
+    """Count the last lines that equal the line `period` lines before them.
+
+    An unfinished last line counts if the earlier line begins with it.
+    """
     repeated = 0
     for number in range(len(lines) - 1, period - 1, -1):
         line, earlier = lines[number], lines[number - period]
@@ -54,7 +57,7 @@ def _repeated_lines(lines: list[str], period: int, is_last_open: bool) -> int:
 
 
 def _repeats_a_piece(line: str) -> bool:
-    """Whether a line ends in the same piece again and again; a row of dashes is no such piece."""
+    """Whether a line ends with the same piece again and again. The piece contains a letter or digit."""
     line = line[-LONGEST_PIECE * TIMES_IN_LINE :]
     shortest = next((length for length, c in enumerate(reversed(line), 1) if c.isalnum()), len(line))
     return any(

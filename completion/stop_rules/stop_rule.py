@@ -1,8 +1,8 @@
 """Stop rules decide where a completion ends, while it is being generated.
 
-A rule is called with the completion so far, which only grows, and returns (safe, done): how many of its characters
-surely belong to the completion, and whether it ends there. Text that may turn out not to belong (such as a line break
-after which the block may be over) is neither shown nor kept. `safe` never shrinks.
+A rule is called again and again with the text so far, which only grows. It returns (safe, done): how many characters
+surely belong to the completion, and whether the completion ends there. The rest, such as a line break after which the
+block may be over, is neither shown nor kept yet. `safe` never shrinks.
 """
 
 import re
@@ -18,7 +18,7 @@ STOPS = ("block", "blank", "line", "none")
 
 
 def make_stop_rule(stop: str, prompt: str, language: str) -> StopRule:
-    """The rule named `stop` (one of STOPS) for one completion of `prompt`."""
+    """Return the rule named `stop`, one of STOPS, for one completion of `prompt`."""
     if stop == "block":
         return JavaBlock(prompt) if language == "java" else PythonBlock(prompt)
     if stop == "none":
@@ -27,7 +27,7 @@ def make_stop_rule(stop: str, prompt: str, language: str) -> StopRule:
 
 
 def unfinished(text: str, language: str) -> bool:
-    """Whether this text surely goes on, because a block, bracket or comment is open."""
+    """Whether this text is unfinished, because a block, bracket or comment is open."""
     if language == "java":
         return JavaBlock(text).is_open
     last = _last_statement(text + "\n")
@@ -35,7 +35,7 @@ def unfinished(text: str, language: str) -> bool:
 
 
 def lacks_body(source: str, language: str) -> bool:
-    """Whether the source ends in a block that has no statement yet, so that a completion must not end there."""
+    """Whether the source ends with a block that has no statement yet. A completion must not end there."""
     if language == "java":
         return JavaBlock(source).is_empty
     last = _last_statement(source)
@@ -47,7 +47,10 @@ def never(text: str) -> tuple[int, bool]:
 
 
 class FirstBreak:
-    """Ends at the first line break or blank line after some text. A block that the prompt opens gets a statement."""
+    """A completion ends at the first line break, or blank line, after some text.
+
+    If the prompt opens a block, the text must contain a statement.
+    """
 
     def __init__(self, pattern: str, prompt: str, language: str):
         self._break, self._prompt, self._language = re.compile(r"[ \t]*\r?" + pattern), prompt, language

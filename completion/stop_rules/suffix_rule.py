@@ -1,4 +1,4 @@
-"""Stop rule for a cursor in front of other code, the suffix: end before that code is repeated, closed or cut off."""
+"""Stop rule for a prompt with a suffix: a completion ends before it repeats or contradicts the suffix."""
 
 import re
 from collections.abc import Iterator
@@ -6,31 +6,32 @@ from collections.abc import Iterator
 from completion.stop_rules.stop_rule import StopRule
 
 OPENING = {")": "(", "]": "[", "}": "{"}
-# A bracket, or what has none that counts: other text, a comment, a string (in single quotes it ends with its line).
+# A bracket, or something whose brackets do not count: a comment, a string (in single quotes only up to the line's end);
+# or other text.
 _TEXT = r"""[^#/"'()\[\]{}]+|[()\[\]{}]|("{3}|'{3})(?:\\(?:.|\Z)|[^\\])*?(?:\1|\Z)"""
 _STRING = r"""|"(?:\\.|[^"\\\n])*"?|'(?:\\.|[^'\\\n])*'?"""
 _BRACKETS = {
     "python": re.compile(r"#[^\n]*|" + _TEXT + _STRING, re.DOTALL),
     "java": re.compile(r"//[^\n]*|/\*.*?(?:\*/|\Z)|" + _TEXT + _STRING, re.DOTALL),
 }
-FENCE = "```"  # ends the code of models that were trained to chat; an explanation follows
+FENCE = "```"  # models that were trained to chat write it after the code; then they explain the code
 LEAVES = ("return", "raise", "break", "continue")
-MORE_LINES = 4  # how many lines after the cursor's are searched for the rest of the cursor's line
+MORE_LINES = 4  # the rest of the cursor's line may come again in one of this many lines after it
 
 Place = tuple[int, bool]  # how many characters surely stay, and whether the completion ends there
 
 
 def before_suffix(rule: StopRule, prefix: str, suffix: str, language: str = "python") -> StopRule:
-    """A stop rule that obeys `rule`, and also ends a completion where it repeats or contradicts the suffix.
+    """Return a stop rule that obeys `rule`, and also ends a completion before it repeats or contradicts the suffix.
 
-    - In the middle of a line it ends with the line, or before the rest of that line comes again.
-    - A bracket that the suffix closes is not closed by the completion. Brackets are matched to find out which.
-    - The suffix's next line, blank ones apart, is not written again.
-    - There is no `return` or the like in front of code of the same block, which could not be reached.
-    - There is no Markdown fence, unless the file has one itself.
-    - There is no white space at the end, where the suffix begins with a line break.
+    - In the middle of a line, a completion ends with the line, or before it repeats the rest of the line.
+    - It does not close a bracket that the suffix closes.
+    - It does not repeat the suffix's next line that is not blank.
+    - It contains no `return` or the like before code of the same block, which would become unreachable.
+    - It contains no Markdown fence, unless the file contains one.
+    - It does not end with white space if the suffix begins with a line break.
 
-    Text that may still turn out to be such an end is held back, so that nothing is shown and then taken away.
+    Text that may become such an end is held back, so that nothing is shown and then removed.
     """
     begun = prefix.rpartition("\n")[2]
     rest, _, below = suffix.partition("\n") if begun else ("", "", suffix)
@@ -62,10 +63,10 @@ def before_suffix(rule: StopRule, prefix: str, suffix: str, language: str = "pyt
 
 
 def _brackets_to_close(prefix: str, suffix: str, language: str) -> tuple[int, bool]:
-    """How many of the prefix's open brackets the completion may close, and whether the suffix closes any bracket."""
+    """Return how many open brackets of the prefix the completion may close, and whether the suffix closes any."""
     opened, _ = _unmatched(prefix, language)
     _, closed = _unmatched(suffix, language)
-    # The outermost brackets are the suffix's. One of the two may be cut off or wrong: then the kinds have to agree.
+    # The suffix closes the outermost ones. If prefix or suffix is cut off or wrong, their kinds must match.
     whole = min(len(opened), len(closed))
     for kept in (*range(whole, len(opened) + 1), *range(whole - 1, -1, -1)):
         if all(OPENING[sign] == bracket for sign, bracket in zip(closed, reversed(opened[:kept]), strict=False)):
@@ -74,7 +75,7 @@ def _brackets_to_close(prefix: str, suffix: str, language: str) -> tuple[int, bo
 
 
 def _unmatched(source: str, language: str) -> tuple[list[str], list[str]]:
-    """The brackets that a source leaves open, outermost first, and those that it closes without opening them."""
+    """Return the brackets that a source leaves open, outermost first, and those that it closes but does not open."""
     opened, closed = [], []
     for match in _BRACKETS[language].finditer(source):
         sign = match[0]
@@ -91,7 +92,7 @@ def _unmatched(source: str, language: str) -> tuple[list[str], list[str]]:
 def _read_brackets(
     begun: str, text: str, language: str, to_close: int, closes_more: bool
 ) -> tuple[list[tuple[int, int]], int | None]:
-    """Places in the text with how many of its own brackets are open from there; and where it closes the suffix's."""
+    """Return how many of the text's own brackets are open from each place on, and where it closes the suffix's."""
     depths, depth = [(-1, 0)], 0
     for match in _BRACKETS[language].finditer(begun + text):
         place, sign = match.start() - len(begun), match[0]
@@ -114,16 +115,16 @@ def _depth(depths: list[tuple[int, int]], place: int) -> int:
 
 
 def _end_in_line(text: str, rest: str, depths: list[tuple[int, int]]) -> Place:
-    """Where a completion in the middle of a line ends: before the line's rest comes again, or else with the line.
+    """Return where a completion in the middle of a line ends: before it repeats the line's rest, or with the line.
 
-    The text's own brackets are passed over. Of a rest such as `):` only the colon is looked for, at the line's end:
-    such signs occur in many lines, and brackets are matched anyway.
+    What is inside the text's own brackets does not count. Of a rest such as `):` only the colon is searched, at the end
+    of the line: such signs occur in many lines, and `_read_brackets` already takes care of the brackets.
     """
     again = rest.lstrip()
     signs = again.lstrip(")]} ")
     only_signs = len(signs) <= 2 and not re.search(r"\w", signs)
     if only_signs and again[0] in OPENING and text.lstrip(" ").startswith(("\n", "\r\n")):
-        return len(text), False  # arguments on lines of their own, which end with their bracket
+        return len(text), False  # arguments on separate lines, which end with their bracket
     breaks = (match.start() for match in re.finditer("\n", text))
     end = next((place for place in breaks if not _depth(depths, place)), len(text))
     line = text[:end].rstrip() if only_signs else text[:end]
@@ -146,7 +147,7 @@ def _end_in_line(text: str, rest: str, depths: list[tuple[int, int]]) -> Place:
 
 
 def _find(wanted: str, text: str, depths: list[tuple[int, int]]) -> int:
-    """Where a text occurs outside the brackets that the completion has opened, or -1."""
+    """Return where a text first occurs outside the brackets that the completion opened, or -1."""
     place = text.find(wanted)
     while place >= 0 and _depth(depths, place):
         place = text.find(wanted, place + 1)
@@ -154,7 +155,7 @@ def _find(wanted: str, text: str, depths: list[tuple[int, int]]) -> int:
 
 
 def _lines(text: str, begun: str, start: int) -> Iterator[tuple[int, str, bool]]:
-    """The lines from a place on, their places, and whether they are whole; not the first line if code is before it."""
+    """Yield the lines from a place on: place, line, whether it is whole. Without the first if code is before it."""
     for line in text[start:].split("\n"):
         is_whole = start + len(line) < len(text)
         if start or not begun.strip():
@@ -163,7 +164,7 @@ def _lines(text: str, begun: str, start: int) -> Iterator[tuple[int, str, bool]]
 
 
 def _line_ends(line: str, is_whole: bool, next_line: str, is_code: bool, has_fences: bool) -> Iterator[bool]:
-    """For each reason to end before this line: True; False for what may become one."""
+    """Yield True for each reason to end before this line, and False for each that the rest of the line may give."""
     if next_line and (line.rstrip() == next_line or (not is_whole and next_line.startswith(line))):
         yield is_whole
     if not has_fences and (line.startswith(FENCE) or (not is_whole and FENCE.startswith(line))):
