@@ -9,7 +9,7 @@ import torch
 from common.command import InputError
 from common.gpu import usable_gpu
 
-FP16_DEVICES = ("cuda",)  # tests add the CPU, which takes its time over it
+FP16_DEVICES = ("cuda",)  # tests add the CPU, which is slow in fp16
 
 
 def choose_device() -> torch.device:
@@ -18,12 +18,13 @@ def choose_device() -> torch.device:
 
 
 def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """The dtype of the matrix multiplications: what `precision` says, or for "auto" what the hardware is fast at.
+    """The dtype of the matrix multiplications.
 
-    bf16 on GPUs since Ampere (compute capability 8.0) and on CPUs with AVX512-BF16 or AMX, fp16 on older GPUs.
-
+    Args:
+        precision: fp32, bf16, fp16 or auto. auto gives bf16 on GPUs since Ampere (compute capability 8.0) and on CPUs
+            with AVX512-BF16 or AMX, fp16 on older GPUs, and fp32 on other CPUs.
     Raises:
-        InputError: fp16 on a CPU, where it is slower than float32 and its gradients overflow.
+        InputError: fp16 on a CPU, where it is slower than fp32 and gradients overflow.
     """
     if precision == "fp16" and device.type not in FP16_DEVICES:
         raise InputError("--precision fp16 needs a GPU; on this CPU use --precision auto")
@@ -41,12 +42,12 @@ def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
 
 
 def keep_freed_memory(keep: bool = True) -> None:
-    """Have the C library keep freed memory for the next allocation instead of giving it back to the system each time.
+    """Have the C library keep freed memory for later allocations; `False` returns it and restores the default.
 
-    A training step on a CPU frees and takes gigabytes, which the system would otherwise map and clear anew, page by
-    page: at distilgpt2's shape that took 30 to 40 % of an eager step. `False` gives it back, and restores the default.
+    A training step on a CPU frees and allocates gigabytes. By default the system maps and clears them again, page by
+    page: at distilgpt2's shape that took 30 to 40 % of an eager step.
     """
-    with contextlib.suppress(AttributeError, OSError, TypeError):  # glibc alone has these functions
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # only glibc has these functions
         c_library = ctypes.CDLL(None)
         trim_threshold, mmap_max = -1, -4  # mallopt(3), malloc.h
         c_library.mallopt(trim_threshold, -1 if keep else 128 << 10)
@@ -56,7 +57,7 @@ def keep_freed_memory(keep: bool = True) -> None:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether there was too little memory. Allocators, driver, cuBLAS and cuDNN each say it differently."""
+    """Whether there was too little memory. Allocators, driver, cuBLAS and cuDNN have different messages for it."""
     words = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and any(each in str(error) for each in words)
@@ -64,7 +65,7 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def memory(device: torch.device, key: str = "VmRSS") -> int:
-    """Bytes in use: of tensors on a GPU, of the process on a CPU under Linux, elsewhere 0."""
+    """Bytes in use: by tensors on a GPU, by the process on a CPU under Linux, elsewhere 0."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
     status = Path("/proc/self/status")
@@ -73,5 +74,5 @@ def memory(device: torch.device, key: str = "VmRSS") -> int:
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most that was in use, as `memory` counts it."""
+    """The largest value that `memory` has had."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else memory(device, "VmHWM")

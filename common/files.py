@@ -1,9 +1,10 @@
-"""Files and folders that are whole or absent, what a user's file may be, and who may write where."""
+"""Files and folders that are complete or absent, input files that are checked, and locks."""
 
 import atexit
 import contextlib
 import os
 import platform
+import re
 import shutil
 import tempfile
 import time
@@ -60,7 +61,7 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO]:
     """Open a file that appears under its name only when it is complete and on the disk.
 
     Raises:
-        InputError: a folder, a pipe or a device has that name, which may be a link; it stays as it is.
+        InputError: `path` is, or is a link to, a folder, a pipe or a device. That is left alone.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     path = Path(os.path.realpath(path))  # a link stays one
@@ -68,15 +69,16 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO]:
         raise InputError(f"{path}: not a regular file, so it cannot be written; name another file, or remove it")
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        _remove_abandoned(file for file in path.parent.iterdir() if _is_temporary(file, path.name))
+        own = re.compile(re.escape(path.name) + r"\.[0-9]+\.tmp")
+        _remove_abandoned(file for file in path.parent.iterdir() if own.fullmatch(file.name))
         with temporary.open(mode, encoding=None if "b" in mode else "utf-8") as file:
-            with contextlib.suppress(OSError):  # a network disk may know no locks
+            with contextlib.suppress(OSError):  # some network disks have no locks
                 _take(file.fileno())
             yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except OSError as error:  # the error of a full disk names no file, others name one that the user does not know
+    except OSError as error:  # a full disk's error names no file, and others name the temporary file
         error.filename = str(path)
         raise
     finally:
@@ -85,12 +87,15 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO]:
 
 @contextlib.contextmanager
 def replace_folder(path: Path, durable: bool = True) -> Iterator[Path]:
-    """Fill an empty folder that takes the place of `path` only when it is complete.
+    """Give an empty folder to fill, which replaces `path` only when it is complete.
 
-    durable: wait until the disk holds it, so that it survives a power failure too.
+    A folder cannot be renamed over another. So the old one is first renamed to `<path>.autocoder-old`; after a crash
+    at that moment `recover_folder` renames it back. If `path` is a link, the folder that it points to is replaced.
 
-    A folder cannot be renamed over another, so the old one is called `<path>.autocoder-old` for an instant; after a
-    crash in that instant `recover_folder` renames it back. Where `path` is a link, what it points to is replaced.
+    Args:
+        durable: wait until everything is on the disk, so that it also survives a power failure.
+    Raises:
+        InputError: `path` is not a folder.
     """
     path = Path(os.path.realpath(path))
     if path.exists() and not path.is_dir():
@@ -109,7 +114,7 @@ def replace_folder(path: Path, durable: bool = True) -> Iterator[Path]:
         new.rename(path)
         _fsync(path.parent)
     except OSError as error:
-        if error.filename in (None, str(new), str(old)):  # the error of a full disk names none
+        if error.filename in (None, str(new), str(old)):  # the user knows only `path`
             error.filename = str(path)
         raise
     finally:
@@ -118,9 +123,9 @@ def replace_folder(path: Path, durable: bool = True) -> Iterator[Path]:
 
 
 def recover_folder(path: Path) -> None:
-    """Undo what a crash inside `replace_folder(path)` left: the previous good state is back under its name.
+    """Repair what a crash inside `replace_folder(path)` left: the previous folder gets its name back.
 
-    For the one process that writes the folder; `present_folder` is for those that read it.
+    Only for the process that writes the folder; processes that read it use `present_folder`.
     """
     path = Path(os.path.realpath(path))
     old = _beside(path, "old")
@@ -130,13 +135,13 @@ def recover_folder(path: Path) -> None:
 
 
 def present_folder(path: Path) -> Path:
-    """`path`, or the previous good state if `replace_folder(path)`, or a crash in it, has just renamed that."""
+    """`path`, or its previous state if `replace_folder(path)` is just renaming it, or was stopped while it did so."""
     old = _beside(Path(os.path.realpath(path)), "old")
     return old if old.is_dir() and not path.exists() else path
 
 
 def scratch_folder() -> Path:
-    """A new private folder for the life of this process; those of processes that were killed are removed."""
+    """A new private folder, removed when this process ends. Also removes those of processes that were killed."""
     _remove_abandoned(Path(tempfile.gettempdir()).glob("autocoder-*"))
     folder = Path(tempfile.mkdtemp(prefix="autocoder-"))
     if os.name != "nt":
@@ -145,17 +150,12 @@ def scratch_folder() -> Path:
     return folder
 
 
-def _is_temporary(file: Path, name: str) -> bool:
-    start, end = f"{name}.", ".tmp"
-    return file.name.startswith(start) and file.name.endswith(end) and file.name[len(start) : -len(end)].isdecimal()
-
-
 def _remove_abandoned(paths: Iterable[Path]) -> None:
-    """Remove the files and folders whose writer, which holds them as `_take` does, no longer runs."""
-    for path in paths if os.name != "nt" else ():  # there, a file that is open cannot be removed anyway
-        if not path.is_file() and not path.is_dir():  # a pipe would be waited for
+    """Remove files and folders whose writer has ended. A running writer has locked its own with `_take`."""
+    for path in paths if os.name != "nt" else ():  # Windows locks no folders
+        if not path.is_file() and not path.is_dir():  # opening a pipe would wait
             continue
-        with contextlib.suppress(OSError):  # held, or another user's
+        with contextlib.suppress(OSError):  # locked, or another user's
             descriptor = os.open(path, os.O_RDONLY)
             try:
                 _take(descriptor)
@@ -166,14 +166,14 @@ def _remove_abandoned(paths: Iterable[Path]) -> None:
 
 @contextlib.contextmanager
 def lock(path: Path, wait: bool = False) -> Iterator[None]:
-    """Hold the file `path`, as only one process at a time can. The system releases it however the process ends.
+    """Hold the lock file `path`, which only one process at a time can do. It is released however the process ends.
 
-    Folders that this makes are removed again if nothing is left in them.
+    Folders that this creates for it are removed again if they are empty at the end.
 
     Args:
         wait: until another process releases it, instead of raising.
     Raises:
-        InputError: another process holds it; says which.
+        InputError: another process holds it. The message names that process.
     """
     made = [folder for folder in path.parents if not folder.exists()]
     deadline = time.monotonic() + PATIENCE_S
@@ -182,40 +182,36 @@ def lock(path: Path, wait: bool = False) -> Iterator[None]:
         file = path.open("a+", encoding="utf-8")
         try:
             _take(file.fileno(), wait)
+            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                break  # else its last holder removed it after it was opened here
         except (BlockingIOError, PermissionError):
-            if time.monotonic() < deadline:
-                file.close()
-                time.sleep(0.1)
-                continue
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-            file.close()
-            raise InputError(
-                f"{path.parent}: in use by {holder}; wait until that ends, or choose another name"
-            ) from None
-        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
-            break
-        file.close()  # its last holder has removed it since it was opened
+            if time.monotonic() >= deadline:
+                file.seek(0)
+                holder = file.read().strip() or "another process"
+                message = f"{path.parent}: in use by {holder}; wait until that ends, or choose another name"
+                raise InputError(message) from None
+            time.sleep(0.1)
+        file.close()
     try:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {platform.node()}, since {time.strftime('%d %b %H:%M')}\n")
         file.flush()
         yield
     finally:
-        with contextlib.suppress(OSError):  # Windows cannot remove an open file, and need not
+        with contextlib.suppress(OSError):  # Windows cannot remove an open file
             path.unlink()
         file.close()
-        with contextlib.suppress(OSError):  # of a folder that is not empty
+        with contextlib.suppress(OSError):  # a folder is not empty
             for folder in made:
                 folder.rmdir()
 
 
 def _take(descriptor: int, wait: bool = False) -> None:
-    """Lock an open file or folder until it is closed. Raises BlockingIOError or PermissionError if it is taken."""
+    """Lock an open file or folder until it is closed. Raises BlockingIOError or PermissionError if it is locked."""
     if os.name == "nt":
         import msvcrt
 
-        os.lseek(descriptor, 1 << 30, os.SEEK_SET)  # one byte far after the text, which others may then read
+        os.lseek(descriptor, 1 << 30, os.SEEK_SET)  # a byte far after the text, so that others can read the text
         msvcrt.locking(descriptor, msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
         os.lseek(descriptor, 0, os.SEEK_SET)
     else:
@@ -225,7 +221,7 @@ def _take(descriptor: int, wait: bool = False) -> None:
 
 
 def _beside(path: Path, suffix: str) -> Path:
-    """A name that no user gives a folder, as what bears it is deleted."""
+    """A name that no user gives to a folder, because a folder of that name is deleted."""
     return path.with_name(f"{path.name}.autocoder-{suffix}")
 
 

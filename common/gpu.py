@@ -18,7 +18,7 @@ def has_gpu() -> bool:
 
 
 def usable_gpu() -> bool:
-    """Whether PyTorch can compute on a GPU here; where there is one that it cannot use, says why on stderr."""
+    """Whether PyTorch can compute on a GPU. If there is a GPU that it cannot use, prints the reason on stderr."""
     import torch
 
     if problem := gpu_problem():
@@ -28,7 +28,7 @@ def usable_gpu() -> bool:
 
 
 def gpu_problem() -> str | None:
-    """Why PyTorch cannot use the GPU that the driver has, and what to install; None if it can, or there is no GPU."""
+    """Why PyTorch cannot use the GPU, and what to install. None if it can, or if there is no GPU."""
     import torch
 
     if not has_gpu():

@@ -1,15 +1,14 @@
-"""The one reader of JSON that comes from outside: any of it may have been edited, torn, or made to do harm."""
+"""The one reader of JSON from outside, which may have been edited, cut off or written to do harm."""
 
 import json
 import math
 import types
 import typing
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from common.command import InputError
-from common.files import open_input, read_input
+from common.files import read_input
 
 T = TypeVar("T")
 
@@ -18,41 +17,29 @@ def read_json(path: Path, shape: type[T], remedy: str) -> T:
     """The content of a JSON file that has the expected shape.
 
     Args:
-        shape: as `parse_json` takes it.
-        remedy: what the user is to do about a file that is missing or wrong.
+        shape: as in `parse_json`.
+        remedy: what the user can do about a file that is missing or wrong.
     Raises:
-        InputError: it cannot be read, is not JSON, or has another shape; says where in the file.
+        InputError: it cannot be read, is not JSON, or has another shape. The message says where in the file.
     """
     return parse_json(read_input(path, remedy), shape, str(path), remedy)
 
 
-def read_json_lines(path: Path, shape: type[T], remedy: str) -> Iterator[tuple[int, T]]:
-    """The rows of a file with one JSON value in each line, with the line's number; empty lines are left out.
-
-    Raises:
-        InputError: as `read_json`; names the line.
-    """
-    with open_input(path, remedy) as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                yield number, parse_json(line, shape, f"{path}:{number}", remedy)
-
-
 def parse_json(text: str | bytes, shape: type[T], place: str, remedy: str) -> T:
-    """The value of a JSON text that has the expected shape. Half a character in a text becomes a question mark.
+    """The value of a JSON text that has the expected shape. Half a surrogate pair in it becomes a question mark.
 
     Args:
-        shape: dict, or a TypedDict whose values are annotated with int, float (finite, or the -inf of a score that is
-            not known yet; an integer will do), str, bool, None, unions of these, `list[...]`, `dict[str, ...]`,
-            further TypedDicts, or `Annotated[type, container]`, where the container, such as a range, holds every
-            value that is allowed. Keys that it does not name are left alone.
-        place: the file, and the line if there are several, for the error.
+        shape: dict, or a TypedDict. Its values are annotated with int, float (finite, or -inf for a score that is not
+            known yet; an integer is accepted), str, bool, None, unions of these, `list[...]`, `dict[str, ...]`,
+            TypedDicts, or `Annotated[type, container]`, where the container, such as a range, holds every allowed
+            value. The text may have further keys.
+        place: the file, and the line if there are several, for the error message.
     Raises:
         InputError: it is not JSON, or has another shape.
     """
     try:
         value = json.loads(text)
-        if (b"\\u" if isinstance(text, bytes) else "\\u") in text:  # no file can hold half a character
+        if (b"\\u" if isinstance(text, bytes) else "\\u") in text:  # half a surrogate pair cannot be written to a file
             value = json.loads(json.dumps(value, ensure_ascii=False).encode(errors="replace"))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{place}: not JSON, perhaps torn ({error}); {remedy}") from None
@@ -62,7 +49,7 @@ def parse_json(text: str | bytes, shape: type[T], place: str, remedy: str) -> T:
 
 
 def _mismatch(value: Any, shape: Any, place: str) -> str | None:
-    """What is wrong with a value, if anything. `place` is where in the text it is, as in `languages.Python`."""
+    """What is wrong with a value, or None. `place` says where in the text it is, as in `languages.Python`."""
     kind, arguments = typing.get_origin(shape) or shape, typing.get_args(shape)
     if kind is Annotated:
         shape, allowed = arguments
@@ -73,7 +60,7 @@ def _mismatch(value: Any, shape: Any, place: str) -> str | None:
         return None if None in wrongs else wrongs[0]
     base = dict if typing.is_typeddict(kind) else kind
     fits = type(value) is base or (base is float and type(value) is int) or base is Any
-    if not fits or (base is float and value != -math.inf and not abs(value) < 1e300):  # NaN is below nothing
+    if not fits or (base is float and value != -math.inf and not abs(value) < 1e300):  # NaN is not below anything
         return f"{place or 'the content'} is {_short(value)}, not {_NAMES[base]}"
     if typing.is_typeddict(kind):
         hints = typing.get_type_hints(kind, include_extras=True)

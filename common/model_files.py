@@ -1,4 +1,4 @@
-"""Names of models -> local folders, and their configuration and tokenizer, read and checked without torch."""
+"""Find a model's local folder by its name; read and check its configuration and tokenizer without torch."""
 
 import hashlib
 import json
@@ -29,10 +29,10 @@ BEST_MODEL = "0_GPTSingleHead"  # of a run folder
 HUB_TIMEOUT_S = 5
 COMPLETE_COPY = "take a complete copy of the model"
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
-# What transformers can make a tokenizer from; without any it would make one that knows no word.
+# transformers makes a tokenizer from one of these; without any it would make one with an empty vocabulary.
 _ANY_TOKENIZER_FILE = (*_TOKENIZER_FILES, "tokenizer.model", "spiece.model", "vocab.txt")
 _WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # or the shards that NAME.index.json lists
-# Whole numbers of a config.json, and the largest that any model could have. More would hang or end the process.
+# Whole numbers of a config.json, and the largest value of a possible model. More would hang or end the process.
 _LARGEST = {
     **dict.fromkeys(("n_layer", "num_hidden_layers"), 1000),
     **dict.fromkeys(("n_head", "num_attention_heads", "num_key_value_heads", "head_dim"), 10_000),
@@ -46,13 +46,13 @@ _POSITIVE = (  # numbers of a config.json above 0
 
 
 def find_pretrained(name_or_path: str, weights: bool = True) -> Path:
-    """The local folder of a model: a MODEL_MAP name, a path, a cached Hub id, or a Hub id to download now.
+    """The local folder of a model, which is downloaded if it is a Hub id that is not in the cache.
 
     Args:
-        name_or_path: what the user wrote.
+        name_or_path: a name of MODEL_MAP, a model folder, a run folder or a Hub id.
         weights: False if only the tokenizer is needed.
     Raises:
-        InputError: no such folder, nothing in it to load, or the Hub cannot be reached (reported within 10 s).
+        InputError: there is no such folder, a file is missing in it, or the Hub does not answer (known within 10 s).
     """
     name = MODEL_MAP.get(name_or_path, name_or_path)
     if (best := present_folder(Path(name) / BEST_MODEL)).is_dir():  # a run folder
@@ -70,7 +70,7 @@ def find_pretrained(name_or_path: str, weights: bool = True) -> Path:
         )
     owner = Path(name).parts[0] if name else ""
     is_run = name_or_path not in MODEL_MAP and (ROOT / "model" / name).is_dir()
-    if owner == "model" or is_run or (owner != name and Path(owner).is_dir()):  # so it is no name of the Hub
+    if owner == "model" or is_run or (owner != name and Path(owner).is_dir()):  # so it is not a Hub id
         runs = sorted(folder.parent.name for folder in ROOT.glob(f"model/*/{BEST_MODEL}"))
         raise InputError(
             f"{name}: no such folder below {Path.cwd()}; "
@@ -95,7 +95,7 @@ class _ShardIndex(TypedDict):
 
 
 def weight_shards(folder: Path, name: str = "model.safetensors") -> list[Path]:
-    """The files that hold a model's weights: `name` itself, or those that its index names; empty if there is neither.
+    """The files of a model's weights: `name`, or the shards that its index names. Empty if there is neither.
 
     Raises:
         InputError: the index is damaged, or one of its files is missing.
@@ -104,9 +104,8 @@ def weight_shards(folder: Path, name: str = "model.safetensors") -> list[Path]:
         return [folder / name]
     if not (index := folder / f"{name}.index.json").is_file():
         return []
-    shards = [
-        folder / shard for shard in sorted(set(read_json(index, _ShardIndex, COMPLETE_COPY)["weight_map"].values()))
-    ]
+    names = set(read_json(index, _ShardIndex, COMPLETE_COPY)["weight_map"].values())
+    shards = [folder / shard for shard in sorted(names)]
     if missing := [shard for shard in shards if not shard.is_file()]:
         raise InputError(f"{missing[0]}: missing, though {index.name} names it; {COMPLETE_COPY}")
     return shards
@@ -117,7 +116,7 @@ def _has_weights(folder: Path) -> bool:
 
 
 def _is_cached(folder: Path, weights: bool) -> bool:
-    """Whether what an earlier command fetched from the Hub is enough now: it may have fetched the tokenizer alone."""
+    """Whether the cache holds what is needed now. An earlier command may have downloaded the tokenizer alone."""
     try:
         return _has_any(folder, _ANY_TOKENIZER_FILE) and (not weights or _has_weights(folder))
     except InputError:  # shards are missing
@@ -142,7 +141,7 @@ def _from_hub(name: str, weights: bool) -> Path:
                 "use the embedded model (tiny) or the path of a local model folder"
             )
         folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
-        if weights and not _is_cached(folder, weights):  # an older repository, with weights in torch's format only
+        if weights and not _is_cached(folder, weights):  # an older repository has weights in torch's format only
             folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=[*patterns, "pytorch_model*.bin"]))
     except (HfHubHTTPError, HFValidationError) as error:
         raise InputError(
@@ -155,7 +154,7 @@ def _from_hub(name: str, weights: bool) -> Path:
 
 
 def _hub_answers() -> bool:
-    """Whether the Hub can be reached. In a thread, because a timeout does not cover a name server that hangs."""
+    """Whether the Hub can be reached. Asked in a thread, because a name server that hangs ignores the timeout."""
     from huggingface_hub import constants
 
     answered = threading.Event()
@@ -164,9 +163,9 @@ def _hub_answers() -> bool:
         try:
             urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=HUB_TIMEOUT_S)
             answered.set()
-        except urllib.error.HTTPError:  # an answer all the same
+        except urllib.error.HTTPError:  # also an answer
             answered.set()
-        except Exception as error:  # also of an HF_ENDPOINT that is no address
+        except Exception as error:  # for example, HF_ENDPOINT is not an address
             logging.getLogger(__name__).debug("hub: %s", error)
 
     if constants.HF_HUB_OFFLINE:
@@ -178,7 +177,7 @@ def _hub_answers() -> bool:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """A model's config.json, with every size and constant in the range of what a model can have.
+    """A model's config.json. Every size and constant in it is in the range that a model can have.
 
     Raises:
         InputError: it is missing or damaged, or a value is outside its range.
@@ -187,28 +186,23 @@ def read_config(folder: Path) -> dict[str, Any]:
     config = read_json(path, dict, COMPLETE_COPY)
     for part in (config, config.get("rope_scaling"), config.get("rope_parameters")):
         for name, value in part.items() if isinstance(part, dict) else ():
-            if value is None:
-                continue
+            wanted = None
             if name in _LARGEST and not (type(value) is int and 1 <= value <= _LARGEST[name]):
-                raise InputError(
-                    f"{path}: {name} is {value!r:.40}, not a whole number from 1 to {_LARGEST[name]}; {COMPLETE_COPY}"
-                )
-            if name in _POSITIVE and not (type(value) in (int, float) and 0 < value < math.inf):
-                raise InputError(f"{path}: {name} is {value!r:.40}, not a number above 0; {COMPLETE_COPY}")
+                wanted = f"a whole number from 1 to {_LARGEST[name]}"
+            elif name in _POSITIVE and not (type(value) in (int, float) and 0 < value < math.inf):
+                wanted = "a number above 0"
+            if wanted and value is not None:
+                raise InputError(f"{path}: {name} is {value!r:.40}, not {wanted}; {COMPLETE_COPY}")
     return config
 
 
 def load_tokenizer(name_or_path: str) -> "Tokenizer":
-    """The tokenizer of a model, a tokenizer's folder or a known name; see `read_tokenizer`.
-
-    Raises:
-        InputError: as `find_pretrained` and `read_tokenizer`.
-    """
+    """The tokenizer of a model, named as in `find_pretrained`, which with `read_tokenizer` lists the errors raised."""
     return read_tokenizer(find_pretrained(name_or_path, weights=False))
 
 
 def read_tokenizer(folder: Path) -> "Tokenizer":
-    """A `tokenizers.Tokenizer` that treats control words in a text as ordinary text; needs no torch.
+    """A `tokenizers.Tokenizer` that treats control words in a text as ordinary text.
 
     Raises:
         InputError: the folder's files cannot be read as a tokenizer.
@@ -226,9 +220,9 @@ def read_tokenizer(folder: Path) -> "Tokenizer":
         tokenizer.encode("x")
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # the Rust library raises bare Exceptions, and a BaseException where it panics
+    except BaseException as error:  # the Rust library raises Exception, and BaseException when it panics
         raise InputError(f"{folder}: cannot be read as a tokenizer ({first_line(error)})") from None
-    # What a file says of lengths is meant for one use of it; here it would cut every source file short.
+    # The file may set a maximum length, which would cut every source file short.
     tokenizer.no_truncation()
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = True
@@ -236,7 +230,7 @@ def read_tokenizer(folder: Path) -> "Tokenizer":
 
 
 def _check_templates(post_processor: dict[str, Any]) -> None:
-    """Refuse a template that names an unknown token: the library would panic, and print a screenful about it."""
+    """Refuse a template that names an unknown token: the library would panic and print many lines."""
     for part in post_processor.get("processors", [post_processor]):
         if part.get("type") == "TemplateProcessing":
             for piece in [*part["single"], *part["pair"]]:
@@ -246,10 +240,10 @@ def _check_templates(post_processor: dict[str, Any]) -> None:
 
 
 def fingerprint(tokenizer: "Tokenizer") -> str:
-    """Sixteen hex digits that two tokenizers share if and only if they have the same base vocabulary.
+    """Sixteen hex digits, equal for two tokenizers if and only if their base vocabularies are equal.
 
-    Control words added later are left out: they do not change how a text is cut. So are the merges, which a
-    byte-level BPE's vocabulary implies and which take ten times as long to read.
+    Control words added later do not count, because they do not change how a text is cut. Nor do the merges: they
+    follow from a byte-level BPE's vocabulary, and reading them takes ten times as long.
     """
     vocabulary = tokenizer.get_vocab(with_added_tokens=False)
     content = "\n".join(sorted(vocabulary, key=vocabulary.__getitem__))

@@ -8,7 +8,7 @@ from typing import Annotated, TypedDict
 import pytest
 
 from common.command import InputError
-from common.json_files import read_json, read_json_lines
+from common.json_files import read_json
 
 
 class Inner(TypedDict):
@@ -77,16 +77,6 @@ def test_any_other_file_gets_one_line(tmp_path, content, said):
 def test_half_a_character_becomes_a_question_mark(tmp_path):
     (tmp_path / "a.json").write_text('{"note": "a\\ud800b \\u00e9 \\ud83d\\ude00"}')
     assert read_json(tmp_path / "a.json", Extra, "mend it") == {"note": "a?b é 😀"}
-
-
-def test_a_bad_line_is_named_by_its_number(tmp_path):
-    path = tmp_path / "x.jsonl"
-    path.write_text('{"size": 1}\n\n{"size": 2}')
-    assert list(read_json_lines(path, Inner, "mend it")) == [(1, {"size": 1}), (3, {"size": 2})]
-    for line in ('{"size": 0}', "[" * 100_000, '{"size": 1', "\0"):
-        path.write_text('{"size": 1}\n' + line)
-        with pytest.raises(InputError, match=f"{path}:2: .*; mend it"):
-            list(read_json_lines(path, Inner, "mend it"))
 
 
 def test_what_is_no_regular_file_is_refused(tmp_path):
