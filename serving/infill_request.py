@@ -70,7 +70,10 @@ class InfillRequest:
     def __init__(self, body: bytes):
         self._fields = parse_json(body.decode(errors="replace"), Fields, "the request", "see docs/completion.md")
         self.stream = self._fields.get("stream", False)
-        self._prefix = last_lines(self._fields["input_prefix"] + self._fields.get("prompt", ""))
+        self._prefix = self._fields["input_prefix"] + self._fields.get("prompt", "")
+        if len(self._prefix) > MOST_CHARACTERS:
+            end = self._prefix[-MOST_CHARACTERS:]
+            self._prefix = end[end.find("\n") + 1 :]  # whole lines, because stop rules read them
         self._suffix = self._fields["input_suffix"][:MOST_CHARACTERS]
         given = {name: self._fields[name] for name in SETTINGS if self._fields.get(name) not in (None, UNSET.get(name))}
         self._is_warm_up = given.get("n_predict") == 0  # the editor only wants the prompt to be processed
@@ -159,11 +162,6 @@ class InfillRequest:
         }
 
 
-def piece_of_answer(text: str) -> str:
-    """Return one piece of a streamed answer as JSON."""
-    return to_json({"index": 0, "content": text, "tokens": [], "stop": False})
-
-
 def to_json(value: object) -> str:
     return json.dumps(value, separators=(",", ":"))  # llama.vim searches for `"content":"` without a space
 
@@ -189,14 +187,6 @@ def with_limits(rule: StopRule, words: list[str], milliseconds: float) -> StopRu
         return safe, done
 
     return limited
-
-
-def last_lines(text: str) -> str:
-    """Return whole lines from the end of a text, at most MOST_CHARACTERS."""
-    if len(text) <= MOST_CHARACTERS:
-        return text
-    text = text[-MOST_CHARACTERS:]
-    return text[text.find("\n") + 1 :]
 
 
 def path_in(repository: Repository, file: str) -> str:

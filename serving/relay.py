@@ -13,7 +13,7 @@ from urllib.parse import unquote
 
 from common.command import InputError
 from completion.repository.repository import Repository
-from serving.infill_request import InfillRequest, piece_of_answer, to_json
+from serving.infill_request import InfillRequest, to_json
 from serving.served_engine import ServedEngine
 
 LARGEST_REQUEST = 16 << 20  # bytes; an editor sends some 100 kB
@@ -127,7 +127,10 @@ class _Handler(BaseHTTPRequestHandler):
             project = (self.server.repository, self.server.context_tokens)
             if request.stream:
                 self.start(200, "text/event-stream")
-                rest = request.answer(engine, *project, lambda text: self.send_event(piece_of_answer(text)))
+                piece = {"index": 0, "tokens": [], "stop": False}
+                rest = request.answer(
+                    engine, *project, lambda text: self.send_event(to_json(piece | {"content": text}))
+                )
                 self.send_event(rest)
             else:
                 self.send_whole(200, request.answer(engine, *project).encode())

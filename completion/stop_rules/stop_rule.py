@@ -22,7 +22,7 @@ def make_stop_rule(stop: str, prompt: str, language: str) -> StopRule:
     if stop == "block":
         return JavaBlock(prompt) if language == "java" else PythonBlock(prompt)
     if stop == "none":
-        return never
+        return lambda text: (len(text), False)
     return FirstBreak(r"\n" if stop == "line" else r"\n[ \t]*\r?\n", prompt, language)
 
 
@@ -40,10 +40,6 @@ def lacks_body(source: str, language: str) -> bool:
         return JavaBlock(source).is_empty
     last = _last_statement(source)
     return last is not None and last.is_head
-
-
-def never(text: str) -> tuple[int, bool]:
-    return len(text), False
 
 
 class FirstBreak:

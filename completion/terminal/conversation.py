@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from common.command import InputError
@@ -14,38 +15,27 @@ from common.source_code import LANGUAGES, language_of, read_source
 from completion.complete import complete
 from completion.engines.engine import Engine
 from completion.repository.choice import choose_context
-from completion.repository.chunks import Chunk
 from completion.repository.repository import Repository
 from completion.settings import Completion, CompletionSettings
 from completion.terminal.commands import CURSOR, HELP, SETTINGS, describe, describe_context, notes
 from completion.terminal.plain_screen import PlainScreen
 
 
+@dataclass
 class Conversation:
-    """A conversation with a model.
+    """A conversation with a model."""
 
-    Args:
-        engine: generates with the model.
-        name: of the model, for the status line.
-        language: one of LANGUAGES; empty: ask the user.
-        settings: the fields of CompletionSettings.
-        repository: the model sees code from its files that resembles the prompt.
-        context_tokens: the most tokens of such code.
-    """
+    engine: Engine
+    name: str  # of the model, for the status line
+    language: str  # one of LANGUAGES; empty: ask the user
+    settings: dict  # fields of CompletionSettings
+    repository: Repository | None = None  # the model sees code from its files that resembles the prompt
+    context_tokens: int = 0  # the most tokens of such code
 
-    def __init__(
-        self,
-        engine: Engine,
-        name: str,
-        language: str,
-        settings: dict,
-        repository: Repository | None = None,
-        context_tokens: int = 0,
-    ):
-        self.engine, self.name, self.language, self.settings = engine, name, language, settings
-        self.tokens_per_second = 0.0
-        self._prompt, self._suffix, self._found, self._shown = "", "", [], 0
-        self._repository, self._context_tokens, self._context = repository, context_tokens, []
+    def __post_init__(self) -> None:
+        self._tokens_per_second = 0.0
+        self._prompt, self._suffix, self._context = "", "", []
+        self._found, self._shown = [], 0  # the candidates, and which of them was shown last
         self._screen = make_screen(self.status, lambda: self.language)
 
     def run(self) -> None:
@@ -63,7 +53,7 @@ class Conversation:
         values = self.settings
         line = f"{self.name} | {self.language} | n {values['num_return_sequences']}"
         line += f" | temperature {values['temperature']:g} | stop {values['stop']}"
-        return line + (f" | {self.tokens_per_second:.0f} tokens/s" if self.tokens_per_second else "")
+        return line + (f" | {self._tokens_per_second:.0f} tokens/s" if self._tokens_per_second else "")
 
     def _read(self, message: str, question: bool = False) -> str:
         """Return what the user entered; nothing after Ctrl-C, and for bytes that are not UTF-8."""
@@ -168,7 +158,10 @@ class Conversation:
         began = time.perf_counter()
         with interruptible() as cancelled:
             code = self._screen.code(prompt, self.language) if streams else None
-            self._context = self._find_context(prompt, suffix, options)
+            if self.repository:
+                most = {"max_tokens": self.context_tokens, "max_new_tokens": options.max_new_tokens}
+                place = (self.repository, self.engine, prompt, suffix, self.language)
+                self._context = choose_context(*place, **most)
             place = {"suffix": suffix, "context": self._context, "on_text": code and code.write, "cancelled": cancelled}
             found = complete(self.engine, prompt, self.language, **place, **self.settings)
         seconds = time.perf_counter() - began
@@ -177,17 +170,11 @@ class Conversation:
             self._screen.write(f"[{describe(found[0])}]\n")
         if found:
             self._prompt, self._suffix, self._found, self._shown = prompt, suffix, found, 0
-            self.tokens_per_second = sum(len(completion.tokens) for completion in found) / seconds
+            self._tokens_per_second = sum(len(completion.tokens) for completion in found) / seconds
         if found and not streams:
             self._show(0)
         else:
             self._write_notes(found, options)
-
-    def _find_context(self, prompt: str, suffix: str, options: CompletionSettings) -> list[Chunk]:
-        if not self._repository:
-            return []
-        most = {"max_tokens": self._context_tokens, "max_new_tokens": options.max_new_tokens}
-        return choose_context(self._repository, self.engine, prompt, suffix, self.language, **most)
 
     def _show_context(self) -> None:
         self._screen.write(f"{describe_context(self._context)}\n")

@@ -96,8 +96,9 @@ class EditingScreen:
             elif self._is_whole(buffer.document):
                 buffer.validate_and_handle()
             else:
-                buffer.newline(copy_margin=False)
-                buffer.insert_text(self._margin(buffer.document.lines[-2]))
+                line = buffer.document.current_line_before_cursor
+                buffer.newline()  # with the same indentation
+                buffer.insert_text(" " * INDENT * line.rstrip().endswith((":", "{")))
 
         @keys.add("tab", filter=~Condition(lambda: is_command(get_app().current_buffer.document)))
         def _(event: KeyPressEvent) -> None:
@@ -119,11 +120,6 @@ class EditingScreen:
         if document.is_cursor_at_the_end and not document.current_line.strip():
             return True
         return not unfinished(document.text, self._language())
-
-    @staticmethod
-    def _margin(line: str) -> str:
-        opens = line.rstrip().endswith((":", "{"))
-        return line[: len(line) - len(line.lstrip())] + " " * INDENT * opens
 
 
 @contextmanager

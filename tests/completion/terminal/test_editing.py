@@ -65,6 +65,8 @@ def test_pasted_code_keeps_its_own_indentation():
 def test_typed_code_is_indented():
     assert typed("def f(a):", "\r", "if a:", "\r", "b", "\r", "\r") == "def f(a):\n    if a:\n        b"
     assert typed("x = (", "\r", "\t", "1,", "\t", "2)", "\r") == "x = (\n    1,  2)"
+    # A new line before the last one is indented as the line that it follows.
+    assert typed("if a:", "\r", "b", "\x1b[A", "\r", "c", "\x1b\r") == "if a:\n    c\n    b"
 
 
 def test_ctrl_c_just_before_a_line_is_read_breaks_nothing(monkeypatch):
