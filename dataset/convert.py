@@ -44,8 +44,8 @@ class ConvertConfig(Flags):
     stride: int = flag(STRIDE, "tokens between the starts of two windows of a file", at_least=1, at_most=1_000_000)
     whole_files: bool = flag(
         False,
-        "for your own project: windows do not overlap (the stride becomes --segment_len), and every token of every "
-        "file is in exactly one window; without it, files shorter than the stride are left out",
+        "for your own project: every token of every file is in exactly one window (the stride becomes --segment_len); "
+        "without it, files shorter than the stride are left out",
     )
     drop_clones: bool = flag(
         False, "leave out of train every file if at least half of its 20-grams of tokens also occur in dev"
@@ -53,14 +53,14 @@ class ConvertConfig(Flags):
     keep_split: str = flag(
         "",
         "name of an earlier dataset of the same sources: its files stay in train or in dev, and only new files are "
-        "assigned; so a model trained on it can be trained further and measured",
+        "drawn, so that a model trained on it can be trained further and measured",
         type=folder_name,
     )
     dev_size: float = flag(0.1, "fraction of each language's windows for dev.jsonl", above=0, below=1)
     source: tuple[str, ...] = flag(
         DEFAULT_SOURCES,
-        "folders (or files) of .py and .java; `stdlib` is the running Python's own library without its tests; "
-        "default: those of these folders that exist",
+        "folders or files of .py and .java; `stdlib` is the running Python's own library without its tests; "
+        "of the default folders, those that exist are used",
         type=str,
         nargs="+",
     )
@@ -75,8 +75,8 @@ class ConvertConfig(Flags):
     num_workers: int = flag(0, "threads for tokenizing; 0: all cores", at_least=0, at_most=256)
     split_by: str = flag(
         "file",
-        "the unit that is completely in train or completely in dev: a file, all files of a folder, or only a window "
-        "(`segment`: overlapping windows are on both sides, so dev measures memory)",
+        "what is completely in train or completely in dev: a file, all files of a folder, or one window "
+        "(`segment`: windows of dev overlap windows of train, so dev measures memory)",
         choices=("file", "folder", "segment"),
     )
 
@@ -100,7 +100,10 @@ def main() -> None:
 def convert(config: ConvertConfig) -> None:
     """Write the dataset, replacing an older one, and print what it contains."""
     folder = ROOT / "dataset" / config.dataset_name / "json"
-    check_writable(folder.parent)
+    try:
+        output_folder(str(folder.parent))
+    except ValueError as error:
+        raise InputError(f"{folder.parent}: {error}; choose another --dataset_name") from None
     with lock(folder.with_name("convert.lock")):
         recover_folder(folder)  # a killed convert.py may have left it half replaced
         check_output(folder, config.source)
@@ -118,13 +121,10 @@ def _convert(config: ConvertConfig, folder: Path) -> None:
     if not files:
         reasons = ", ".join(sorted({file.reason for file in skipped}))
         raise InputError(f"{' '.join(config.source)}: no file can be used ({reasons}); name other sources")
-    languages, too_few = split_languages(files, config)
-    skipped += too_few
+    skipped += split_languages(files, config)
     if config.drop_clones:
-        languages, clones = drop_clones(languages)
-        skipped += clones
-    used = {id(file) for of_language in languages.values() for file in of_language}
-    files = [file for file in files if id(file) in used]  # in their original order
+        skipped += drop_clones(files)
+    languages = by_language(files)
     meta = {
         "format_version": FORMAT_VERSION,
         # without num_workers, which does not change the result
@@ -134,7 +134,7 @@ def _convert(config: ConvertConfig, folder: Path) -> None:
             "fingerprint": fingerprint(tokenizer),
             "vocab_size": tokenizer.get_vocab_size(),
         },
-        "languages": {label: count(of_language, config.segment_len) for label, of_language in languages.items()},
+        "languages": {label: count(part, config.segment_len) for label, part in languages.items()},
         "contamination": measure_splits(languages, config.segment_len, config.split_by, config.dev_size, config.seed),
         "duplicate_files": len(files) - len({file.digest for file in files}),
         "frequent_tokens": frequent_tokens(files),
@@ -147,85 +147,75 @@ def _convert(config: ConvertConfig, folder: Path) -> None:
     print(f"written: {folder}")
 
 
-def check_writable(folder: Path) -> None:
-    try:
-        output_folder(str(folder))
-    except ValueError as error:
-        raise InputError(f"{folder}: {error}; choose another --dataset_name") from None
-
-
 def check_output(folder: Path, sources: Sequence[str]) -> None:
     """
     Raises:
         InputError: replacing the folder would delete files that convert.py did not write.
     """
-    roots = {source: Path(os.path.realpath(source_root(source))) for source in sources}
-    inside = [source for source, root in roots.items() if folder in (root, *root.parents)]
-    if inside:
-        raise InputError(f"--source {inside[0]}: lies in {folder}, which is replaced; move it or choose --dataset_name")
+    for source in sources:
+        root = Path(os.path.realpath(source_root(source)))
+        if folder in (root, *root.parents):
+            raise InputError(f"--source {source}: is in {folder}, which is replaced; move it or choose --dataset_name")
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise InputError(f"{folder}: is not a folder; move it away or choose another --dataset_name")
-    foreign = sorted({file.name for file in folder.glob("*")} - set(FILES))
-    if foreign:
+    if foreign := sorted({file.name for file in folder.glob("*")} - set(FILES)):
         raise InputError(
             f"{folder}: holds {foreign[0]}, which convert.py has not written; move it away or choose another "
             "--dataset_name"
         )
 
 
-def split_languages(
-    files: list[SourceFile], config: ConvertConfig
-) -> tuple[dict[str, list[SourceFile]], list[SkippedFile]]:
-    """Return the files by language, with `in_dev` filled in, and the files of languages with too few for a split.
+def by_language(files: list[SourceFile]) -> dict[str, list[SourceFile]]:
+    labels = sorted({file.label for file in files})
+    return {label: [file for file in files if file.label == label] for label in labels}
+
+
+def split_languages(files: list[SourceFile], config: ConvertConfig) -> list[SkippedFile]:
+    """Fill in the files' `in_dev`. Remove the files of languages that have too few for a split, and return those.
 
     Raises:
         InputError: no language has enough files.
     """
-    languages, omitted, error = {}, [], None
-    known = read_sides(config.keep_split) if config.keep_split else None
-    for label in sorted({file.label for file in files}):
-        of_language = [file for file in files if file.label == label]
+    known, skipped, errors = {}, [], []
+    if config.keep_split:
+        for source in read_meta(dataset_file(config.keep_split, "dev").parent)["sources"]:
+            known |= {path: path in source["dev_files"] for path in source["files"]}
+    for label, of_language in by_language(files).items():
         try:
             in_dev = choose_split(of_language, config.split_by, config.dev_size, config.seed, known)
-        except InputError as refusal:
-            error = error or refusal
-            reason = f"too few {label} files for a train and a dev split"
-            omitted += [SkippedFile(file.source, file.path, reason) for file in of_language]
+        except InputError as error:
+            errors.append(error)
+            skipped += remove(set(of_language), files, f"too few {label} files for a train and a dev split")
             continue
         for file, mask in zip(of_language, in_dev, strict=True):
             file.in_dev = mask
-        languages[label] = of_language
-    if not languages:
-        raise error
-    return languages, omitted
+    if not files:
+        raise errors[0]
+    return skipped
 
 
-def read_sides(dataset_name: str) -> dict[str, bool]:
-    """Return, for each file of a dataset, whether it is held out."""
-    sources = read_meta(dataset_file(dataset_name, "dev").parent)["sources"]
-    return {path: path in source["dev_files"] for source in sources for path in source["files"]}
-
-
-def drop_clones(languages: dict[str, list[SourceFile]]) -> tuple[dict[str, list[SourceFile]], list[SkippedFile]]:
-    """Return the files without train files that nearly copy files in dev, and those files with the reason.
+def drop_clones(files: list[SourceFile]) -> list[SkippedFile]:
+    """Remove the train files that nearly copy files in dev, and return them.
 
     Raises:
-        InputError: nothing of a language would be left in train.
+        InputError: no file of a language would be left in train.
     """
-    from dataset.contamination import is_clone
+    from dataset.contamination import find_clones
 
-    kept, clones = {}, []
-    for label, of_language in languages.items():
-        flags = is_clone(of_language)
-        clones += [
-            SkippedFile(file.source, file.path, "nearly a copy of files in dev")
-            for file, clone in zip(of_language, flags, strict=True)
-            if clone
-        ]
-        kept[label] = [file for file, clone in zip(of_language, flags, strict=True) if not clone]
-        if all(file.in_dev.all() for file in kept[label]):
+    skipped = []
+    for label, of_language in by_language(files).items():
+        clones = set(find_clones(of_language))
+        if all(file in clones or file.in_dev.all() for file in of_language):
             raise InputError(f"{label}: every file in train is nearly a copy of files in dev; add files")
-    return kept, clones
+        skipped += remove(clones, files, "nearly a copy of files in dev")
+    return skipped
+
+
+def remove(some: set[SourceFile], files: list[SourceFile], reason: str) -> list[SkippedFile]:
+    """Remove some files from the list `files`; return them with the reason."""
+    removed = [SkippedFile(file.source, file.path, reason) for file in files if file in some]
+    files[:] = [file for file in files if file not in some]
+    return removed
 
 
 # ---- measuring ------------------------------------------------------------------------------------------------------
@@ -261,18 +251,11 @@ def frequent_tokens(files: list[SourceFile]) -> list[FrequentToken]:
 def describe_sources(
     names: Sequence[str], files: list[SourceFile], skipped: list[SkippedFile], left_out: list[SkippedFile]
 ) -> list[dict[str, Any]]:
-    """Describe each source: name, version, files with their number of tokens, and what was left out and why."""
-    described = {
-        name: {
-            "source": name,
-            "version": source_version(name),
-            "files": {},
-            "dev_files": [],
-            "skipped": {},
-            "left_out": {},
-        }
-        for name in names
-    }
+    """meta.json's list of sources: name, version, files with their number of tokens, and what was left out and why."""
+    described = {}
+    for name in names:
+        described[name] = {"source": name, "version": source_version(name), "files": {}, "dev_files": []}
+        described[name] |= {"skipped": {}, "left_out": {}}
     for file in files:
         described[file.source]["files"][file.path] = len(file.ids)
         if file.in_dev.all():

@@ -1,4 +1,4 @@
-"""Problems cut from source files: functions whose docstring shows examples, with all that their bodies need."""
+"""Cut problems out of source files: functions whose docstring shows examples, with all that they need."""
 
 import ast
 import doctest
@@ -32,7 +32,7 @@ class Cut:
 
     Attributes:
         modules: what the prompt and the solution import, by their top-level names.
-        trivial: bodies that know nothing of the task: `pass`, each literal that the examples show, each argument.
+        trivial: bodies that do not solve the task: `pass`, and `return` of a literal of the examples or an argument.
     """
 
     name: str
@@ -58,14 +58,14 @@ def cut_problems(text: str) -> Iterator[Cut]:
         warnings.simplefilter("ignore")
         tree = ast.parse(text)
     rows = text.split("\n")
-    functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}  # the last of a name
+    functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}  # the last of each name
     for function in functions.values():
         docstring, first = ast.get_docstring(function, clean=False), function.body[0]
         if not docstring or len(function.body) < 2 or first.end_lineno >= function.body[1].lineno:
             continue
         try:
             examples = doctest.DocTestParser().get_examples(docstring)
-        except ValueError:  # a directive that is none
+        except ValueError:  # an unknown doctest directive
             continue
         if not examples:
             continue
@@ -102,7 +102,7 @@ def _needed(tree: ast.Module, function: ast.FunctionDef, examples: list[doctest.
 
 
 def _provides(node: ast.stmt) -> set[str]:
-    """Names that a statement binds, or whose objects it changes, as `TABLE["x"] = 1` and `random.seed(0)` do."""
+    """Names that a statement defines, or whose objects it changes, as in `TABLE["x"] = 1` and `random.seed(0)`."""
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         return {node.name}
     found = set()
@@ -131,7 +131,7 @@ def _used(node: ast.AST) -> set[str]:
 
 
 def _imported(node: ast.AST) -> set[str]:
-    """Top-level names of the modules that a piece of code imports; "." for one of its own package."""
+    """Top-level names of the modules that a piece of code imports; "." for a relative import."""
     found = set()
     for part in ast.walk(node):
         if isinstance(part, ast.Import):

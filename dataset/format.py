@@ -1,4 +1,4 @@
-"""The files of a converted dataset, and meta.json, which tells what they were made of and how."""
+"""The files of a converted dataset, and meta.json, which records what they were made from and how."""
 
 from pathlib import Path
 from typing import Annotated, TypedDict
@@ -8,32 +8,30 @@ from common.json_files import read_json
 
 FILES = ("dev.jsonl", "meta.json", "train.jsonl")
 FORMAT_VERSION = 4
-
-
 SplitBy = Annotated[str, ("file", "folder", "segment")]
+Count = Annotated[int, range(2**53)]
 
 
 class MadeWith(TypedDict):
+    """The tokenizer."""
+
     name: str
     fingerprint: str
 
 
-Count = Annotated[int, range(2**53)]
-
-
 class Counts(TypedDict):
-    """Of a language and split: files with a window in it, windows, and the tokens and bytes of those files."""
+    """Counts of one language in one split."""
 
-    files: Count
+    files: Count  # that have a window in the split
     windows: Count
     short_windows: Count  # of fewer than segment_len tokens, at the end of a file
     window_tokens: Count
-    source_tokens: Count
+    source_tokens: Count  # of those files
     source_bytes: Count
 
 
 class Flags(TypedDict):
-    """Those of convert.py that are needed again."""
+    """The flags of convert.py that other commands need."""
 
     segment_len: Annotated[int, range(1, 2**31)]
     stride: Annotated[int, range(1, 2**31)]
@@ -52,7 +50,7 @@ class FrequentToken(TypedDict):
 class Source(TypedDict):
     source: str  # as the user named it
     files: dict[str, Count]  # path -> tokens
-    dev_files: list[str]  # those of them that are wholly in dev
+    dev_files: list[str]  # paths of the files that are completely in dev
     skipped: dict[str, str]  # path -> reason
 
 
@@ -86,7 +84,7 @@ def read_meta(folder: Path) -> Meta:
     """meta.json of a dataset.
 
     Raises:
-        InputError: there is none, or it is not as convert.py writes it today.
+        InputError: it is missing, or not in the format that convert.py writes today.
     """
     meta = read_json(folder / "meta.json", Meta, _CONVERT_AGAIN)
     names = {source["source"] for source in meta["sources"]}
@@ -97,33 +95,31 @@ def read_meta(folder: Path) -> Meta:
 
 
 def read_made_with(folder: Path) -> MadeWith | None:
-    """What cut a dataset's text, whichever version of convert.py wrote it; None where there is no meta.json.
+    """The tokenizer of a dataset, also of one from an earlier convert.py; None if there is no meta.json.
 
     Raises:
-        InputError: it cannot be read.
+        InputError: meta.json cannot be read.
     """
     file = folder / "meta.json"  # a dataset of the 2020 reference has none
     return read_json(file, _OnlyTokenizer, _CONVERT_AGAIN)["tokenizer"] if file.exists() else None
 
 
 def read_split(folder: Path) -> str:
-    """By what a dataset is split: file, folder or segment.
+    """How a dataset is split, also one from an earlier convert.py: by file, folder or segment.
 
     Raises:
-        InputError: as `read_made_with`, or there is no meta.json.
+        InputError: meta.json is missing or cannot be read.
     """
     return read_json(folder / "meta.json", _OnlySplit, _CONVERT_AGAIN)["flags"]["split_by"]
 
 
 def counts_table(languages: dict[str, dict[str, Counts]]) -> str:
     """A line for each language and split."""
-    heads = ("files", "windows", "window tokens", "source tokens", "source bytes", "bytes/token")
-    lines = [f"{'':<14}{heads[0]:>8}{heads[1]:>12}" + "".join(f"{head:>15}" for head in heads[2:])]
+    widths = {"files": 8, "windows": 12, "window_tokens": 15, "source_tokens": 15, "source_bytes": 15}
+    lines = [" " * 14 + "".join(f"{key.replace('_', ' '):>{n}}" for key, n in widths.items()) + f"{'bytes/token':>15}"]
     for label, splits in languages.items():
         for name, counts in splits.items():
-            cells = (f"{counts[key]:>15,}" for key in ("window_tokens", "source_tokens", "source_bytes"))
+            cells = "".join(f"{counts[key]:>{width},}" for key, width in widths.items())
             ratio = counts["source_bytes"] / max(counts["source_tokens"], 1)
-            lines.append(
-                f"{f'{label} {name}':<14}{counts['files']:>8,}{counts['windows']:>12,}{''.join(cells)}{ratio:>15.2f}"
-            )
+            lines.append(f"{f'{label} {name}':<14}{cells}{ratio:>15.2f}")
     return "\n".join(lines)

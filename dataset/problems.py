@@ -1,4 +1,4 @@
-"""Make problems of a converted dataset's held-out sources: its functions whose docstrings show examples.
+"""Make problems from the held-out sources of a dataset: the functions whose docstrings show examples.
 
 python dataset/problems.py --dataset_name source_code                  write dataset/source_code/problems.jsonl
 python evaluate.py --problems dataset/source_code/problems.jsonl       complete them and run the completions
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     import numpy as np
     from tokenizers import Tokenizer
 
-HASH_SEEDS = (0, 1)  # a solution that depends on the order of a set's strings passes with one of them only
-NGRAM = 20  # tokens; as of the contamination that convert.py measures
+HASH_SEEDS = (0, 1)  # with both, since the order of strings in a set depends on the seed
+NGRAM = 20  # tokens; convert.py measures contamination with the same n
 SECONDS = 20  # of processor time for a problem's own solution
-# Ends with an AssertionError that names the number of the first of several programs that runs to its end.
+# Runs several programs. Ends with an AssertionError that gives the number of the first that runs to its end.
 FIRST_PASSING = """
 for number, program in enumerate({programs!r}):
     try:
@@ -47,13 +47,15 @@ for number, program in enumerate({programs!r}):
 @dataclass
 class ProblemsConfig(Flags):
     dataset_name: str = flag("source_code", "folder below dataset/ that convert.py has written", type=folder_name)
-    split: str = flag("dev", "whose sources to take; train's measure what was memorised", choices=("dev", "train"))
+    split: str = flag(
+        "dev", "split whose sources to use; problems from train measure what was memorised", choices=("dev", "train")
+    )
     output: str | None = flag(
         None,
-        "the file to write, and beside it a .json of counts; else dataset/<dataset_name>/problems.jsonl",
+        "file to write, with a .json of counts beside it; default: dataset/<dataset_name>/problems.jsonl",
         type=output_file(".jsonl"),
     )
-    allow_weak_sandbox: bool = flag(False, "run the sources' code even where nothing but limits holds it")
+    allow_weak_sandbox: bool = flag(False, "run the sources' code even where the sandbox can only limit it")
 
 
 def main() -> None:
@@ -103,7 +105,7 @@ def main() -> None:
 
 
 def cut_files(files: list[SourceFile], steps: Counter[str]) -> Iterator[tuple[str, Cut]]:
-    """(task id, problem) of each candidate; counts them, and what falls away."""
+    """(task id, problem) of each function that can be a problem. Counts all of them in `steps`."""
     for file in files:
         try:
             cuts = list(cut_problems(read_text(file.file)[0]))
@@ -119,7 +121,7 @@ def cut_files(files: list[SourceFile], steps: Counter[str]) -> Iterator[tuple[st
 
 
 def keep_sound(sandbox: Sandbox, cuts: list[tuple[str, Cut]], steps: Counter[str]) -> Iterator[Problem]:
-    """Those whose own solution passes, and no body that knows nothing of the task."""
+    """The problems that their own solution solves and no trivial body does. Counts the others in `steps`."""
     from tqdm import tqdm
 
     checks: Iterator[Callable] = (partial(_check, sandbox, name, cut) for name, cut in cuts)
@@ -131,7 +133,7 @@ def keep_sound(sandbox: Sandbox, cuts: list[tuple[str, Cut]], steps: Counter[str
 
 
 def _check(sandbox: Sandbox, name: str, cut: Cut) -> tuple[Problem, str]:
-    """The problem, and why it is left out, if it is."""
+    """The problem, and the reason if it must be left out."""
     problem = Problem(name, cut.prompt, cut.name, cut.solution, cut.test)
     for seed in HASH_SEEDS:
         if not sandbox.run(problem.program(cut.solution), SECONDS, seed).passed:
@@ -145,7 +147,7 @@ def _check(sandbox: Sandbox, name: str, cut: Cut) -> tuple[Problem, str]:
 
 
 def _kind(body: str) -> str:
-    """What kind of trivial body it is: pass, return a literal, return an argument."""
+    """The kind of a trivial body: pass, return a literal, return an argument."""
     statement = body.strip()
     if statement == "pass":
         return statement
@@ -162,17 +164,14 @@ def known_ngrams(train: list[SourceFile]) -> "np.ndarray":
 
 
 def share_in_train(solution: str, tokenizer: "Tokenizer", seen: "np.ndarray") -> float | None:
-    """Share of a solution's n-grams of tokens that occur in train word for word; None if it is shorter than one."""
+    """Share of a solution's n-grams of tokens that also occur in train; None if the solution is shorter than n."""
     import numpy as np
 
-    from dataset.contamination import ngram_hashes
+    from dataset.contamination import ngram_hashes, occur_in
 
     ids = np.array(tokenizer.encode(solution, add_special_tokens=False).ids, dtype=np.int32)
     hashes = ngram_hashes(ids, NGRAM)
-    if not len(hashes):
-        return None
-    at = np.searchsorted(seen, hashes).clip(max=len(seen) - 1)
-    return round(float((seen[at] == hashes).mean()), 4)
+    return round(float(occur_in(hashes, seen).mean()), 4) if len(hashes) else None
 
 
 def summary(shares: list[float | None]) -> dict[str, Any]:

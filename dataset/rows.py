@@ -1,4 +1,4 @@
-"""The rows of train.jsonl and dev.jsonl: written from windows, and read back fast."""
+"""Write the rows of train.jsonl and dev.jsonl, and read them fast."""
 
 import itertools
 import json
@@ -61,12 +61,12 @@ class Rows(NamedTuple):
 def read_rows(path: Path, vocabulary_size: int) -> Iterator[Rows]:
     """Read the rows of a jsonl file, some megabytes at a time.
 
-    Rows in exactly the form of `write_rows` are read without a JSON parser, which is several times slower. All other
-    rows, and rows with an error, go through the parser.
+    Rows in exactly the form of `write_rows` are read without a JSON parser, which would be several times slower. If a
+    line has another form or an error, the parser reads it.
 
     Raises:
-        InputError: a row does not have the format in dataset/README.md, or a token is not in the vocabulary. Names the
-            line.
+        InputError: a row is not in the format of dataset/README.md, or a token is not in the vocabulary. The message
+            names the line.
     """
     number = 1
     with open_input(path) as file:
@@ -81,9 +81,7 @@ def _read_plain(lines: Sequence[bytes], vocabulary_size: int) -> "tuple[list[str
     import numpy as np
 
     labels, numbers = [], []
-    label_of: dict[
-        bytes, str | None
-    ] = {}  # by the text after the numbers, which is the same for all windows of a source file
+    label_of: dict[bytes, str | None] = {}  # text after the numbers, the same for all windows of a file -> label
     for line in lines:
         start, _, rest = line.partition(b"]")
         if rest not in label_of:
@@ -95,14 +93,14 @@ def _read_plain(lines: Sequence[bytes], vocabulary_size: int) -> "tuple[list[str
     text = SEPARATOR.join(numbers)
     counts = np.array([row.count(b",") + 1 for row in numbers])
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # fromstring only warns about text that it cannot read
+        warnings.simplefilter("error")  # fromstring gives only a warning about text that it cannot read
         try:
             ids = np.fromstring(text, dtype=np.int64, sep=",")
         except (DeprecationWarning, ValueError):
             return None
     if len(ids) != counts.sum() or not 0 <= ids.min() <= ids.max() < vocabulary_size:
         return None
-    # fromstring also accepts what JSON does not, such as 01 or +1. In JSON these numbers have exactly this many digits.
+    # fromstring also accepts what JSON does not, such as 01 or +1. JSON writes these numbers with this many digits:
     digits = len(ids) + sum(np.count_nonzero(ids >= 10**power) for power in range(1, len(str(ids.max()))))
     separators = text.count(SEPARATOR)
     is_plain = not text.translate(None, b"0123456789, ") and separators == len(ids) - 1

@@ -18,42 +18,32 @@ if TYPE_CHECKING:
 
 DEFAULT_SOURCES = ("dataset/Python", "dataset/Java")
 # Tests, demos, and generated tables: a quarter of all tokens, which would make every dev score look better.
-STDLIB_LEFT_OUT = {
-    "test",
-    "tests",
-    "idlelib",
-    "turtledemo",
-    "encodings",
-    "pydoc_data",
-    "site-packages",
-    "dist-packages",
-}
+STDLIB_LEFT_OUT = {"test", "tests", "idlelib", "turtledemo", "encodings", "pydoc_data"}
+STDLIB_LEFT_OUT |= {"site-packages", "dist-packages"}
 INSTALLED = {"site-packages", "dist-packages", "node_modules"}
-INSTALLED_OR_BUILT = {"venv", "build", "dist"}  # unless they are packages, as the standard library's venv is
+INSTALLED_OR_BUILT = {"venv", "build", "dist"}  # except packages, such as the standard library's venv
 
 
-@dataclass
+@dataclass(eq=False)
 class SourceFile:
     file: Path
     source: str  # as the user named it
-    path: str  # below the source's root, with forward slashes
+    path: str  # relative to the source's root, with forward slashes
     label: str
     n_bytes: int = 0
     digest: str = ""  # of the text: equal for exact copies
     ids: "np.ndarray" = field(default=None)  # [tokens] int32
-    starts: "np.ndarray" = field(default=None)  # [windows] int64: where in ids each begins
+    starts: "np.ndarray" = field(default=None)  # [windows] int64: the index in ids where each begins
     in_dev: "np.ndarray" = field(default=None)  # [windows] bool
 
 
 class SkippedFile(NamedTuple):
     source: str  # as the user named it
-    path: str  # of a file or folder, below the source's root
+    path: str  # of a file or folder, relative to the source's root
     reason: str
 
 
 class Found(NamedTuple):
-    """What a search gave."""
-
     files: list[SourceFile]
     left_out: list[SkippedFile]
     skipped: list[SkippedFile]
@@ -62,13 +52,12 @@ class Found(NamedTuple):
 def find_sources(sources: Sequence[str], include_ignored: bool = False) -> Found:
     """Every .py and .java file of the sources, in the order of the sources, then of the paths.
 
-    Hidden folders, caches and linked folders are left out without a word; so are, of the default sources, those that
-    do not exist.
+    Hidden folders, caches, linked folders, and default sources that do not exist are not reported.
 
     Args:
-        include_ignored: take also what was installed or built, and what git ignores.
+        include_ignored: also take what was installed or built, and what git ignores.
     Raises:
-        InputError: a source that does not exist, or no file in any of them.
+        InputError: a source does not exist, or no source has a file.
     """
     if tuple(sources) == DEFAULT_SOURCES:
         sources = [source for source in sources if source_root(source).is_dir()]
@@ -112,7 +101,7 @@ def _search(source: str, include_ignored: bool) -> Found:
             found.files.append(SourceFile(root, source, root.name, label))
         return found
     ignored = set() if include_ignored or source == "stdlib" else ignored_by_git(root)
-    folders = [root]  # a stack, since a tree may be deeper than Python's
+    folders = [root]  # not by recursion, because a tree may be deeper than Python's stack
     while folders:
         folder = folders.pop()
         try:
@@ -151,8 +140,8 @@ def _why_left_out(folder: Path, names: set[str]) -> str | None:
 
 
 def ignored_by_git(root: Path) -> set[Path]:
-    """Files and whole folders below a root that git ignores; none where the root itself is ignored, as it was named."""
-    # A foreign repository's configuration may name a program as fsmonitor, which git would run.
+    """Files and folders below a root that git ignores; none if the root itself is ignored, since the user named it."""
+    # A repository's configuration may name a program as fsmonitor, and git would run it.
     command = ["git", "-c", "core.fsmonitor=false", "-C", str(root), "ls-files", "-z"]
     command += ["--others", "--ignored", "--exclude-standard", "--directory"]
     try:
@@ -164,7 +153,7 @@ def ignored_by_git(root: Path) -> set[Path]:
 
 
 def read_text(file: Path) -> tuple[str, str]:
-    """The text of a source file, and why it cannot be used: one of them is empty."""
+    """(text, "") of a source file, or ("", reason) if it cannot be used."""
     try:
         text = read_source(file)
     except NotSourceCode as error:
@@ -175,10 +164,10 @@ def read_text(file: Path) -> tuple[str, str]:
 
 
 def source_version(source: str) -> str | None:
-    """Python's version for stdlib; else the git commit, where the source is (part of) a git work tree."""
+    """Python's version for stdlib; else the git commit if the source is in a git work tree; else None."""
     if source == "stdlib":
         return f"Python {sys.version.split()[0]}"
-    # HEAD:./ exists only if the folder itself is in the commit: a source that our own repository ignores is not.
+    # HEAD:./ exists only if the folder itself is in the commit. A source that our own repository ignores is not.
     command = ["git", "-C", str(source_root(source)), "rev-parse", "HEAD", "HEAD:./"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True)

@@ -19,13 +19,13 @@ CONTAMINATION_NGRAMS = (20, 50)
 
 
 def choose_split(
-    files: list[SourceFile], split_by: str, dev_size: float, seed: int, known: dict[str, bool] | None = None
+    files: list[SourceFile], split_by: str, dev_size: float, seed: int, known: dict[str, bool]
 ) -> "list[np.ndarray]":
-    """Return, for each file of one language, which of its windows are in dev: [windows] bool.
+    """For each file of one language, which of its windows are in dev: [windows] bool.
 
     Args:
         known: path -> whether it was in dev before. These files stay in their split, and only other files are drawn.
-            Files that must stay together with a train file join it there.
+            A file that must stay together with a known file joins it; if one of these is in train, all are.
     Raises:
         InputError: there are too few files or windows for both a train and a dev split.
     """
@@ -48,7 +48,6 @@ def choose_split(
             f"{split_by}; add files or use --split_by {'file or ' * (split_by == 'folder')}segment"
         )
     rng.shuffle(units)
-    known = known or {}
     sides = [{known[files[i].path] for i in unit if files[i].path in known} for unit in units]
     new = [unit for unit, side in zip(units, sides, strict=True) if not side]
     chosen = choose_dev([sum(windows[i] for i in unit) for unit in new], dev_size) if new else set()
@@ -98,18 +97,12 @@ def measure_splits(
     files = [file for of_language in languages.values() for file in of_language]
     shares = {}
     for way in sorted({"file", "segment", split_by}):
-        try:
-            in_dev = [
-                mask
-                for of_language in languages.values()
-                for mask in (
-                    [file.in_dev for file in of_language]
-                    if way == split_by
-                    else choose_split(of_language, way, dev_size, seed)
-                )
-            ]
-        except InputError:  # too few files for one of the splits that are only compared
-            continue
+        in_dev = [file.in_dev for file in files]
+        if way != split_by:
+            try:
+                in_dev = [mask for part in languages.values() for mask in choose_split(part, way, dev_size, seed, {})]
+            except InputError:  # too few files for a split that is only made for comparison
+                continue
         shares[way] = {str(n): contamination(files, in_dev, segment_len, n) for n in CONTAMINATION_NGRAMS}
     return shares
 
@@ -126,7 +119,7 @@ def group(files: list[SourceFile], split_by: str) -> list[list[int]]:
 
     for file in files:
         place = file.file.parent if split_by == "folder" else file.file
-        parent[root(file.digest)] = root(place)
+        parent[root(file.digest)] = root(place)  # copies and neighbours now have the same root
     units: dict[Any, list[int]] = {}
     for i, file in enumerate(files):
         units.setdefault(root(file.digest), []).append(i)
@@ -134,10 +127,11 @@ def group(files: list[SourceFile], split_by: str) -> list[list[int]]:
 
 
 def choose_dev(sizes: list[int], dev_size: float) -> set[int]:
-    """Choose the units that fit into dev's share, in their order, and then the smallest other one to complete it.
+    """The numbers of the units for dev: those that fit into its share, in their order, then the smallest other one.
 
-    A unit with more than half of the windows, such as a generated file, goes to train, and dev gets its share of the
-    others. Otherwise all others could fit into dev, and train would be only that unit.
+    Args:
+        sizes: windows of each unit. If one, such as a generated file, has more than half of all windows, it goes to
+            train, and dev gets its share of the others. Otherwise all others could fit into dev.
     """
     total, largest = sum(sizes), max(sizes)
     target = dev_size * (total - largest if largest > total / 2 else total)

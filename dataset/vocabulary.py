@@ -20,11 +20,11 @@ END = "<|endoftext|>"
 
 @dataclass
 class VocabularyConfig(Flags):
-    source: tuple[str, ...] = flag(("stdlib",), "folders to learn from; as for dataset/convert.py", type=str, nargs="+")
+    source: tuple[str, ...] = flag(("stdlib",), "folders to learn from, as for dataset/convert.py", type=str, nargs="+")
     include_ignored: bool = flag(False, "as for dataset/convert.py")
     vocab_size: int = flag(
         8189,
-        "tokens, of which 256 are the bytes and one is <|endoftext|>; the three control words come on top: 8192",
+        "tokens, with the 256 bytes and <|endoftext|>; a model adds three control words, so the default gives 8192",
         at_least=257,
         at_most=1_000_000,
     )
@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def texts(files: list[SourceFile]) -> Iterator[str]:
-    """The files' texts, without those that cannot be read, which convert.py names."""
+    """The files' texts. Files that cannot be used are left out."""
     return (text for file in files if (text := read_text(file.file)[0]))
 
 

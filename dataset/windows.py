@@ -1,4 +1,4 @@
-"""Token ids of source files, and the places where their windows begin."""
+"""Token ids of source files, and where their windows begin."""
 
 import hashlib
 import re
@@ -10,18 +10,18 @@ from dataset.sources import SkippedFile, SourceFile, read_text
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-BATCH_CHARACTERS = 1_000_000  # tokenized together: enough to use all cores, and small enough for the memory
-# Longer texts are cut before such a space, where the pre-tokenizers of byte-level vocabularies cut too.
+BATCH_CHARACTERS = 1_000_000  # tokenized together: enough work for all cores, in little memory
+# A longer text is cut before a single space. The pre-tokenizers of byte-level vocabularies cut there too.
 _CUT = re.compile(r"(?<=\S) (?=\S)")
 
 
 def tokenize_files(
     files: list[SourceFile], tokenizer: "Tokenizer", stride: int, whole_files: bool = False
 ) -> tuple[list[SourceFile], list[SkippedFile]]:
-    """Fill in the files' ids and starts. Return the files that give windows, and the others with the reason.
+    """Fill in the files' ids and starts. Return the files that give windows, and the skipped files.
 
-    A file of n tokens gives n // stride windows, as in the 2020 reference; with `whole_files`, the rest of the file,
-    which is shorter than the stride, gives one more window.
+    A file of n tokens gives n // stride windows, as in the 2020 reference. With `whole_files`, the rest of the file,
+    which is shorter than the stride, is one more window.
     """
     import numpy as np
     from tqdm import tqdm
