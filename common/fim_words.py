@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 
 class FimWords(NamedTuple):
-    """In all families the prompt is `prefix word, prefix, suffix word, suffix, middle word`."""
+    """In all families the prompt is: prefix word, prefix, suffix word, suffix, middle word."""
 
     prefix: str
     suffix: str
@@ -22,5 +22,5 @@ FAMILIES = (
 
 
 def known_fim_words(token_to_id: Callable[[str], int | None]) -> FimWords | None:
-    """The first family whose three words a vocabulary has as single tokens, or None."""
+    """The first family whose three words are single tokens of a vocabulary, or None."""
     return next((words for words in FAMILIES if all(token_to_id(word) is not None for word in words)), None)

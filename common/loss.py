@@ -1,7 +1,7 @@
-"""The loss of a language model's last layer, and what evaluation needs beside it, in few passes over the logits.
+"""The loss and scores of a language model's last layer, with few passes over the logits.
 
-The logits are the largest tensor of a step: 8 windows of 256 GPT-2 tokens take 412 MB in float32, which the usual way
-writes and reads several times. Here their gradient takes their place, in the dtype of the matrix products.
+The logits are the largest tensor of a step: 8 windows of 256 GPT-2 tokens take 412 MB in float32, and the usual
+computation writes and reads them several times. Here their gradient overwrites them, in the matrix products' dtype.
 """
 
 import functools
@@ -15,12 +15,12 @@ from common.command import first_line
 
 logger = logging.getLogger(__name__)
 
-IGNORED = -100  # the label that counts in no loss (PyTorch's own default for cross_entropy)
-# Bytes of logits at a time, in float32, by the dtype of the product on a CPU. In bf16 what the cache holds is fastest.
-# In float32 the product takes longer than all else, and every slice reads the whole weight again: 62 rows of GPT-2's
-# vocabulary at a time took twice as long as 1,000. On a GPU, enough to keep it busy.
+IGNORED = -100  # a label that does not count in the loss (PyTorch's default for cross_entropy)
+# Rows are computed in slices whose logits, in float32, have this many bytes. On a CPU this depends on the dtype of the
+# product. In bf16, slices that fit into the cache are fastest. In float32 the product takes most of the time, and each
+# slice reads the whole weight again: slices of 62 rows (GPT-2's vocabulary) took twice as long as slices of 1,000.
 _CPU_SLICE_BYTES = {torch.float32: 256 << 20, torch.bfloat16: 12 << 20}
-_GPU_SLICE_BYTES = 1 << 30
+_GPU_SLICE_BYTES = 1 << 30  # enough to keep the GPU busy
 
 
 def next_token_nats(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -28,15 +28,15 @@ def next_token_nats(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 
     Args:
         hidden: [N, H], floating; under autocast the matrix products take its dtype.
-        weight: [V, H], of the layer that makes logits of hidden states.
-        targets: [N] int64, IGNORED where nothing is to be predicted.
+        weight: [V, H], of the layer that computes logits from hidden states.
+        targets: [N] int64; positions with IGNORED do not count.
     """
     return _NextTokenNats.apply(hidden, weight, targets)
 
 
 @torch.no_grad()
 def next_token_scores(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Negative log-likelihood [N] float32, 0 at IGNORED, and whether the target is the likeliest token [N] bool."""
+    """Negative log-likelihood [N] float32 (0 at IGNORED), and whether the target is the most likely token [N] bool."""
     matrix = _matrix(weight, _dtype(hidden))
     scores = [
         _score(hidden[rows].to(matrix.dtype) @ matrix.T, targets[rows], len(weight), False)
@@ -50,7 +50,9 @@ class _NextTokenNats(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         matrix = _matrix(weight, _dtype(hidden))
-        errors = hidden.new_empty((len(hidden), len(matrix)), dtype=matrix.dtype)  # gradient of the nats for the logits
+        errors = hidden.new_empty(
+            (len(hidden), len(matrix)), dtype=matrix.dtype
+        )  # gradient of the nats with respect to the logits
         nats = hidden.new_zeros((), dtype=torch.float32)
         for rows in _slices(hidden, matrix):
             torch.mm(hidden[rows].to(matrix.dtype), matrix.T, out=errors[rows])
@@ -74,7 +76,7 @@ def _dtype(hidden: Tensor) -> torch.dtype:
 
 
 def _matrix(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """The weight with rows of 0 up to a multiple of 64, which tensor cores want: [V padded, H]."""
+    """The weight with rows of 0 added up to a multiple of 64, which tensor cores need: [V padded, H]."""
     matrix = weight.new_empty((-(-len(weight) // 64) * 64, weight.shape[1]), dtype=dtype)
     matrix[: len(weight)] = weight
     matrix[len(weight) :] = 0
@@ -89,10 +91,10 @@ def _slices(hidden: Tensor, matrix: Tensor) -> list[slice]:
 
 
 def _score(logits: Tensor, targets: Tensor, vocabulary: int, to_errors: bool) -> tuple[Tensor, Tensor]:
-    """Nats of the targets [n] float32 and whether each is the likeliest token [n] bool.
+    """Nats of the targets [n] float32 and whether each is the most likely token [n] bool.
 
     Args:
-        logits: [n, V padded]; with `to_errors` the gradient of the summed nats takes their place.
+        logits: [n, V padded]; with `to_errors` the gradient of the summed nats overwrites them.
         targets: [n] int64; at IGNORED the nats are 0, but the gradient is not.
     """
     if logits.device.type == "cuda" and kernel_works(logits.device):
@@ -105,12 +107,12 @@ def _score(logits: Tensor, targets: Tensor, vocabulary: int, to_errors: bool) ->
         return nats, log_probs.argmax(-1) == targets[:, 0]
     logits[:, :vocabulary] = log_probs.exp_().scatter_(1, targets.clamp(min=0), own.expm1())
     logits[:, vocabulary:] = 0
-    return nats, nats > 0  # training asks for no hits
+    return nats, nats > 0  # training does not use the second result
 
 
 @torch.library.custom_op("autocoder::score", mutates_args={"logits"})
 def _score_by_kernel(logits: Tensor, targets: Tensor, vocabulary: int, to_errors: bool) -> tuple[Tensor, Tensor]:
-    """`_score` in one kernel, which reads a row twice, the second time from the cache, and writes it at most once."""
+    """`_score` in one kernel. It reads a row twice, the second time from the cache, and writes it at most once."""
     from common.loss_kernel import score_rows
 
     nats, hits = _like_scores(logits, targets, vocabulary, to_errors)
@@ -135,5 +137,5 @@ def kernel_works(device: torch.device) -> bool:
         nats, _ = _score_by_kernel(logits, torch.tensor([1, IGNORED], device=device), 50, True)
         return torch.allclose(nats.cpu(), torch.tensor([50.0, 1.0]).log())
     except Exception as error:  # of many kinds
-        logger.warning("the loss is computed without Triton's kernel, so slower (%s)", first_line(error))
+        logger.warning("the loss is computed without Triton's kernel, which is slower (%s)", first_line(error))
         return False

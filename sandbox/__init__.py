@@ -1,1 +1,1 @@
-"""Running code that no one has read: confinement, limits, verdicts."""
+"""Run code that no one has read: confinement, limits, verdicts."""

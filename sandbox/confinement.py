@@ -1,17 +1,17 @@
-"""Confine this process until it can do nothing but compute, at the best of three levels that the machine allows.
+"""Confine this process so that it can do little more than compute. There are three levels, the strongest first.
 
-namespaces  an own view of files (Python's library and the system's, read-only; an empty working folder in memory) and
-            of the network (none), by Linux's namespaces: as root, or as a user where these are allowed
-landlock    files read-only by Linux's Landlock, and no network
-limits      files are as open as to whoever starts it
+namespaces  the process sees only Python's library and the system's (read-only), an empty working folder in memory, and
+            no network; by Linux's namespaces, which need root or a system that allows them to users
+landlock    the process can read the same libraries and write nothing, and has no network; by Linux's Landlock
+limits      the process can use files as the user can who starts it
 
-At each level: one process, which can start no other; a session of its own, no standard input, limits on processor time,
-memory, file size and open files, no capabilities, and the first to be killed when the machine's memory runs out. On
-Linux every system call is refused that is not in the list of `system_calls.py`.
+At each level the process has its own session, no standard input, and limits on processor time, memory, file size and
+open files. On Linux it can start no other process, has no capabilities, is killed first when the machine has no memory
+left, and can make only the system calls that `system_calls.py` lists.
 
-This does not protect from faults of the kernel, from time lost to a busy processor, or from side channels such as the
-processor's caches. At `landlock`, names and sizes of files can be asked for; at `limits` the user's files can be read
-and changed.
+This does not protect from bugs of the kernel, from a slow run on a busy processor, or from side channels such as the
+processor's caches. At `landlock`, the process can find out names and sizes of files. At `limits`, it can read and
+change the user's files.
 """
 
 import ctypes
@@ -29,7 +29,7 @@ from sandbox.system_calls import filter_system_calls
 LEVELS = ("namespaces", "landlock", "limits")
 MEMORY = 2**29  # bytes of address space
 FILE_SIZE = 16 * 2**20
-FILES_IN_MEMORY = b"size=64m,nr_inodes=4096,mode=755"  # of the working folder's file system
+FILES_IN_MEMORY = b"size=64m,nr_inodes=4096,mode=755"  # options of the working folder's file system
 OPEN_FILES = 64
 NOBODY = 65534
 
@@ -45,18 +45,18 @@ _libc = ctypes.CDLL(None, use_errno=True) if os.name == "posix" else None
 
 
 def confine(level: str, keep: int, packages: Sequence[Path], seconds: int, parent: int) -> None:
-    """Confine this process, which must have one thread, for good.
+    """Confine this process, which must have only one thread. This cannot be undone.
+
+    If the level is not available here, this writes the reason to standard error and ends the process.
 
     Args:
-        keep: the only file descriptor that stays open; standard input and output become /dev/null.
-        packages: folders that can be read besides Python's library and the system's.
-        seconds: of processor time, after which it gets SIGXCPU, and a second later SIGKILL.
-        parent: number of the process with which this one ends (Linux).
-    Raises:
-        OSError: the level cannot be reached here.
+        keep: the only file descriptor that stays open; standard input, output and error become /dev/null.
+        packages: folders that can be read in addition to Python's library and the system's.
+        seconds: of processor time; then the process gets SIGXCPU, and a second later SIGKILL.
+        parent: the process's parent; when it ends, this process ends too (Linux).
     """
     null = os.open(os.devnull, os.O_RDWR)
-    complaints = os.dup(2)
+    errors = os.dup(2)
     for standard in range(3):
         os.dup2(null, standard)
     readable = [path for path in (Path(sys.base_prefix), *packages) if path != Path("/")]
@@ -74,16 +74,16 @@ def confine(level: str, keep: int, packages: Sequence[Path], seconds: int, paren
             if level == "landlock":
                 truncate = _landlock(readable) >= 3
         _limit(seconds)
-        low, high = sorted((keep, complaints))
+        low, high = sorted((keep, errors))
         os.closerange(3, low)
         os.closerange(low + 1, high)
         os.closerange(high + 1, OPEN_FILES + 1024)
         if sys.platform == "linux":
             filter_system_calls(own_files=level == "namespaces", truncate=truncate)
     except BaseException as error:
-        os.write(complaints, f"{level}: {error}".encode())
+        os.write(errors, f"{level}: {error}".encode())
         os._exit(1)
-    os.close(complaints)
+    os.close(errors)
 
 
 def _limit(seconds: int) -> None:
@@ -120,7 +120,7 @@ def _enter_namespaces(readable: Sequence[Path]) -> None:
 
 
 def _change_root(readable: Sequence[Path]) -> None:
-    root = Path("/proc")  # any folder will do as a place to mount that holds nothing to be shown inside
+    root = Path("/proc")  # the new root is mounted here; any folder that need not be visible inside would do
     with Path("/proc/self/mountinfo").open("rb") as mounts:
         _call("mount", b"none", b"/", None, MS_REC | MS_PRIVATE, None)
         _call("mount", b"none", os.fsencode(root), b"tmpfs", MS_NOSUID, FILES_IN_MEMORY)
@@ -132,10 +132,10 @@ def _change_root(readable: Sequence[Path]) -> None:
         for name in ("null", "zero", "random", "urandom"):
             _bind(Path("/dev", name), root / "dev" / name)
         mounts.seek(0)
-        for line in mounts.read().splitlines():  # all that was bound, and what is mounted below it
+        for line in mounts.read().splitlines():  # make what was bound, and all mounts below it, read-only
             point = Path(os.fsdecode(re.sub(rb"\\(\d{3})", lambda code: bytes([int(code[1], 8)]), line.split()[4])))
-            if point.is_relative_to(root) and point != root and point.exists():  # others are hidden by now
-                flags = MS_BIND | MS_REMOUNT | os.statvfs(point).f_flag & 0xF  # a user may not take away these
+            if point.is_relative_to(root) and point != root and point.exists():  # the others are hidden
+                flags = MS_BIND | MS_REMOUNT | os.statvfs(point).f_flag & 0xF  # a user may not remove these flags
                 flags |= 0 if point.parent == root / "dev" else MS_RDONLY | MS_NOSUID | MS_NODEV
                 _call("mount", None, os.fsencode(point), None, flags, None)
     for folder in ("dev/shm", "tmp", "tmp/work"):
@@ -148,7 +148,7 @@ def _change_root(readable: Sequence[Path]) -> None:
 
 
 def _bind(source: Path, target: Path) -> None:
-    if target.exists():  # below a folder that is there already
+    if target.exists():  # it is below a folder that was bound before
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     target.mkdir() if source.is_dir() else target.touch()
@@ -159,12 +159,12 @@ def _bind(source: Path, target: Path) -> None:
 
 
 def _landlock(readable: Sequence[Path]) -> int:
-    """Let this process read and run what is readable, and write nothing. Source: docs.kernel.org, Landlock.
+    """Let this process only read and execute the files below `readable`. Source: docs.kernel.org, Landlock.
 
     Returns:
         the version of the kernel's Landlock.
     Raises:
-        OSError: the kernel has none.
+        OSError: the kernel has no Landlock.
     """
     version = _call("syscall", LANDLOCK, None, 0, 1)
     files = (1 << 13) - 1 | (1 << 13 if version >= 2 else 0) | (1 << 14 if version >= 3 else 0)
@@ -173,9 +173,7 @@ def _landlock(readable: Sequence[Path]) -> int:
     attributes = struct.pack("QQQ", files, network, scopes)[: 8 if version < 4 else 16 if version < 6 else 24]
     rules = _call("syscall", LANDLOCK, attributes, len(attributes), 0)
     execute, write_file, read_file, read_folder = 1, 1 << 1, 1 << 2, 1 << 3
-    allowed = {
-        path.parent: read_folder for path in readable
-    }  # to find a package, Python lists the folder that holds it
+    allowed = {path.parent: read_folder for path in readable}  # to find a package, Python lists its parent folder
     allowed |= dict.fromkeys((*SYSTEM, *readable), execute | read_file | read_folder)
     allowed |= {Path("/dev", name): read_file for name in ("zero", "random", "urandom")}
     allowed[Path("/dev/null")] = read_file | write_file
@@ -191,11 +189,7 @@ def _landlock(readable: Sequence[Path]) -> int:
 
 
 def _call(name: str, *arguments: bytes | int | None) -> int:
-    """A function of the C library.
-
-    Raises:
-        OSError: it failed.
-    """
+    """Call a function of the C library. Raises OSError if it fails."""
     result = getattr(_libc, name)(*(ctypes.c_ulong(a) if isinstance(a, int) else a for a in arguments))
     if result < 0:
         error = ctypes.get_errno()

@@ -1,8 +1,8 @@
-"""One program in one confined process: python run_program.py < a JSON object, as `Sandbox.run` sends it.
+"""Run one program in one confined process. `Sandbox.run` starts this and sends a JSON object to standard input.
 
-If the program runs to its end, or ends with an exception, this writes what became of it to a pipe, after a number that
-it was given for this run. All else, such as `sys.exit` in a thread or `os._exit(0)`, is no verdict. The number is a
-local variable here: code that searches the frames of its callers, or all objects, can find it.
+When the program has run to its end or raised an exception, this writes a verdict to a pipe, after a random number that
+the JSON object holds. A program that ends in another way, such as `os._exit(0)`, gives no verdict. The number is a
+local variable here, so code that searches the frames of its callers, or all objects, can find it.
 """
 
 import builtins
@@ -22,14 +22,14 @@ def main() -> None:
     job = json.loads(sys.stdin.buffer.read())
     packages = [Path(package) for package in job["packages"]]
     sys.path[:] = [*sys.path[2:], *sorted({str(package.parent) for package in packages})]
-    builtins.exit = builtins.quit = sys.exit  # which `python -S` lacks
+    builtins.exit = builtins.quit = sys.exit  # `python -S` does not define them
     confine(job["level"], job["pipe"], packages, job["seconds"], job["parent"])
     run(job.pop("program"), job.pop("number"), job["pipe"])
 
 
 def run(program: str, number: str, pipe: int) -> None:
-    write, end = os.write, os._exit  # before the program can put something else in their place
-    reserve = bytearray(2**20)  # to tell of an end of the memory too
+    write, end = os.write, os._exit  # saved before the program can replace them
+    reserve = bytearray(2**20)  # freed to have memory for the report when the program has used all
     kind, detail = "not parseable", ""
     try:
         code = compile(program, "<program>", "exec", dont_inherit=True)
@@ -49,7 +49,7 @@ def run(program: str, number: str, pipe: int) -> None:
 
 
 def kind_of(error: BaseException) -> str:
-    """What the exception says that ended the program."""
+    """The verdict for the exception that ended the program."""
     if isinstance(error, SystemExit | KeyboardInterrupt):
         return "ended the process"
     if isinstance(error, MemoryError):

