@@ -14,6 +14,7 @@ from evaluation.places import Span, spans_of_dataset
 
 PLACES = "adapt_places.json"  # in the run folder
 MOST_PLACES = 400
+LATEST = 1.05  # fraction of the whole time after which the adapted model is measured at no further place
 PLACES_SHARE = 0.1  # fraction of the whole time for the base model's places
 
 
@@ -55,7 +56,10 @@ def measure(state: State, stage: str, path: str) -> None:
                 done["places"] += places
                 bar.update(len(places))
                 save()
-                if stage == "before" and done["seconds"] > done["places_end"]:
+                late = (
+                    done["seconds"] > done["places_end"] if stage == "before" else state.spent > LATEST * state.seconds
+                )
+                if late:
                     break
         done["complete"] = True
     if state.flags.humaneval and "humaneval" not in done:
