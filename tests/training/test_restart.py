@@ -85,6 +85,17 @@ def test_a_run_killed_again_and_again_ends_bit_for_bit_like_one_that_was_not(pro
     assert_same_run(whole, project.folder / "model" / "torn", delays)
 
 
+def test_a_second_train_py_leaves_the_run_of_the_first_alone(project, with_dropout, whole):
+    command = train_command(with_dropout, "twice")
+    first = start_and_wait(project, command, reports=2)
+    first.send_signal(signal.SIGSTOP)
+    assert f"in use by process {first.pid} " in project.fails(*command, "--overwrite", log_lines=True)
+    first.send_signal(signal.SIGCONT)
+    first.communicate(timeout=60)
+    assert first.returncode == 0
+    assert_same_run(whole, project.folder / "model" / "twice", "beside a second one")
+
+
 def test_sigterm_and_ctrl_c_save_and_print_the_command_that_goes_on(project, with_dropout, whole):
     command = train_command(with_dropout, "interrupted")
     for number, expected_status, delay in ((signal.SIGTERM, 0, 0.0), (signal.SIGINT, 130, 0.04)):
