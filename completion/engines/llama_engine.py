@@ -6,13 +6,13 @@ import queue
 import random
 import secrets
 import socket
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from common.command import first_line
+from common.files import scratch_folder
 from completion.engines.engine import Step
 from completion.engines.llama_server import load_library, start_server
 from completion.gguf_export.errors import CannotConvert
@@ -217,15 +217,16 @@ class LlamaEngine:
         length = min(self.context_length, max(SHORTEST_CONTEXT, 1 << (length - 1).bit_length()))
         self._length, self._sequences = max(length, self._length), max(sequences, self._sequences)
         self._server = None  # first, to free its memory
-        # Only this process uses the server, and not through a socket: nobody else may enter the folder of the socket,
-        # and a socket whose file was removed cannot be connected to.
-        with tempfile.TemporaryDirectory(prefix="autocoder-", ignore_cleanup_errors=True) as folder:
-            private = {"hostnames": [f"{folder}/x.sock"]}
-            if os.name == "nt" or not hasattr(socket, "AF_UNIX"):
-                private = {"hostnames": ["127.0.0.1"], "port": 0, "api_keys": [secrets.token_hex(32)]}
-            size = {"n_ctx": self._length * self._sequences, "n_parallel": self._sequences}
-            unused = {"n_gpu_layers": 0, "cache_idle_slots": False, "endpoint_props": False}
-            self._server = start_server(self._library, self._file, **size, **unused, **private)
+        # Only this process uses the server, and not through its socket: nobody else may enter the socket's folder, and
+        # nobody can connect to a socket whose file was removed.
+        file = scratch_folder() / "x.sock"
+        private = {"hostnames": [str(file)]}
+        if os.name == "nt" or not hasattr(socket, "AF_UNIX"):
+            private = {"hostnames": ["127.0.0.1"], "port": 0, "api_keys": [secrets.token_hex(32)]}
+        size = {"n_ctx": self._length * self._sequences, "n_parallel": self._sequences}
+        unused = {"n_gpu_layers": 0, "cache_idle_slots": False, "endpoint_props": False}
+        self._server = start_server(self._library, self._file, **size, **unused, **private)
+        file.unlink(missing_ok=True)
 
 
 def _scores(choice: dict) -> list[dict]:
