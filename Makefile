@@ -1,9 +1,9 @@
-# Every step is a plain command too, as the README shows: make only strings them together.
+# The README shows every step as a plain command; make only runs them in order.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
-# Twice quiet: errors only, none of the index's warnings.
+# --quiet twice: show only errors, no warnings of the package index.
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --quiet
 
 .PHONY: help demo report test tiny clean
@@ -19,7 +19,7 @@ $(INSTALLED): requirements.txt constraints.txt
 	@$(PIP) -r requirements.txt ruff pexpect pytest-xdist nbclient nbformat ipykernel -c constraints.txt
 	@touch $@
 
-# A tenth of a pass over the standard library is enough to see dev perplexity fall.
+# A tenth of an epoch on the standard library is enough for dev perplexity to fall.
 demo: export HF_HUB_OFFLINE = 1
 demo: $(INSTALLED) ## fine-tune the embedded model on Python's own library and complete code with it
 	@echo "1. Cut Python's own library into windows of tokens, a tenth of its files for dev."
@@ -45,7 +45,7 @@ demo: $(INSTALLED) ## fine-tune the embedded model on Python's own library and c
 RECIPES ?= report-1 report-2 report-3 report-4 reference
 MODEL ?= distilgpt2
 SCALE ?= full
-# What of TheAlgorithms the scales take, how densely, and how they evaluate.
+# For each scale: which files of TheAlgorithms it uses, the stride, and the flags for evaluation.
 SOURCE_full := dataset/Python
 SOURCE_tenth := $(addprefix dataset/Python/,graphs sorts)
 SOURCE_small := $(addprefix dataset/Python/,sorts)

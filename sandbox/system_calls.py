@@ -38,10 +38,7 @@ creat=85/ truncate=76/45 chmod=90/ fchmod=91/52 fchmodat=268/53 utime=132/ utime
 CHECKED = """
 clone=56/220 fcntl=72/25 ioctl=16/29 kill=62/129 tgkill=234/131 prctl=157/167 prlimit64=302/261 socketpair=53/199
 """
-MACHINES = {
-    "x86_64": (0xC000003E, 0),
-    "aarch64": (0xC00000B7, 1),
-}  # the number in seccomp's data, the column of the tables
+MACHINES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}  # number in seccomp's data, column of the tables
 
 EPERM, ENOSYS = 1, 38
 LOAD, JUMP_EQUAL, JUMP_AT_LEAST, JUMP_SET, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
@@ -97,10 +94,7 @@ def _checked_arguments() -> dict[str, tuple[int, tuple[int, ...]]]:
     return {
         "clone": (0, (0x3D0F00, 0x7D0F00)),  # the flags with which glibc and musl start a thread
         "fcntl": (1, (*range(8), 36, 37, 38, 1030, 1031, 1032)),  # no signals (F_SETOWN, F_SETSIG), leases, seals
-        "ioctl": (
-            1,
-            (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451),
-        ),  # is it a terminal, its size, bytes to read, flags
+        "ioctl": (1, (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)),  # is it a terminal, its size, bytes, flags
         "kill": (0, (own,)),
         "tgkill": (0, (own,)),
         "prctl": (0, (15, 16)),  # a thread's name
