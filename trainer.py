@@ -6,6 +6,7 @@ import logging
 import math
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -137,15 +138,12 @@ class ModelTrainer:
     def _train_epoch(self, bar: tqdm) -> None:
         """Train from the current place in the epoch to the end of the epoch or of the run."""
         config, progress = self.config, self.progress
-        order = self._order(progress.epoch).to(self.model.device)
         if self.fim:
             self.batches = self.fim.batches(progress.epoch)
         self.model.train()
-        for rows in order:
+        for rows in self._steps(progress.epoch):
             lr = config.lr * lr_factor(config.scheduler, progress.step, self.warmup_steps, self.total_steps)
             seed_step(config.seed, progress.step)
-            left = len(self.batches) - progress.epoch_step * self.batch  # an epoch's last step may be smaller
-            rows = rows[: math.ceil(left / (self.batch // config.accumulation_steps))]
             grad_norm = self.step(self.batches, rows, lr)
             progress.step += 1
             progress.epoch_step += 1
@@ -169,6 +167,13 @@ class ModelTrainer:
         progress.epoch += 1
         progress.epoch_step = 0
         self.step.epoch_sums.zero_()
+
+    def _steps(self, epoch: int) -> Iterator[Tensor]:
+        """Yield the row numbers [micro-batches, processes, B], on the device, of each remaining step of an epoch."""
+        order = self._order(epoch)
+        micro_batches = (order >= 0).any(-1).any(-1).sum(-1).tolist()  # an epoch's last step may have fewer
+        for rows, number in zip(order.to(self.model.device), micro_batches, strict=True):
+            yield rows[:number]
 
     def _order(self, epoch: int) -> Tensor:
         """Return row numbers [steps, micro-batches, processes, B] of an epoch's remaining steps."""
