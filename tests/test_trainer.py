@@ -39,7 +39,7 @@ def train(model, datasets, config, folder):
 
 
 def plain_losses(model, dataset, config):
-    """Token-weighted mean loss of each optimizer step of a loop without any of our machinery."""
+    """Token-weighted mean loss of each optimizer step of a plain loop."""
     matrices = [p for p in model.parameters() if p.dim() > 1]
     vectors = [p for p in model.parameters() if p.dim() == 1]
     groups = [{"params": matrices, "weight_decay": 0.01}, {"params": vectors, "weight_decay": 0.0}]

@@ -1,4 +1,4 @@
-"""Training rows with repository context: what they spell, what counts, and that a run with them restarts exactly."""
+"""Training rows with repository context: their text, their targets, and that a run with them restarts exactly."""
 
 from dataclasses import replace
 

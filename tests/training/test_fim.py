@@ -1,4 +1,4 @@
-"""Fill-in-the-middle rows: what they spell, that they are the same again, and that a run with them restarts exactly."""
+"""FIM rows: the text that they spell, that they can be made again, and that a run with them restarts exactly."""
 
 from dataclasses import replace
 
@@ -68,7 +68,7 @@ def test_a_cut_row_spells_the_text_it_had(fim_model, datasets):
         original = fim_model.tokenizer.decode(train[i]["input_ids"][1:-1])
         prefix, middle, suffix, order = spelled(fim_model, rows, i)
         orders.append(order)
-        assert prefix + middle + suffix in original  # which may have lost its ends
+        assert prefix + middle + suffix in original  # its beginning and end may have been cut off
         whole += prefix + middle + suffix == original
         assert rows.lengths[i] <= train.max_seq_length
     assert 0.3 < orders.count("suffix first") / len(orders) < 0.7
@@ -118,7 +118,7 @@ def test_a_restarted_run_ends_with_the_same_bits(fim_model, datasets, tmp_path):
         ModelTrainer(model, *datasets, SingleCLMEvaluator(precision="fp32"), config, folder).train()
         return model.state_dict()
 
-    config = replace(CONFIG, scheduler="constantlr")  # which six steps have in common with twelve
+    config = replace(CONFIG, scheduler="constantlr")  # so that a run of six steps begins like one of twelve
     whole = {name: value.clone() for name, value in train(fim_model, config, tmp_path / "whole").items()}
     middles = scalars(tmp_path / "whole")["loss_middle_dev"]
     assert list(middles) == [6, 12]

@@ -1,4 +1,4 @@
-"""fp16 with the real train.py: its scale, skipped steps and restart; a CPU computes it for these tests alone."""
+"""fp16 with the real train.py: loss scale, skipped steps, restart. Only these tests let a CPU compute in fp16."""
 
 import json
 import logging
@@ -18,7 +18,7 @@ from common.command import InputError
 
 @pytest.fixture
 def fp16(project, base, monkeypatch):
-    """Train in fp16 up to a step, going on with a run that is there; returns its folder."""
+    """Train in fp16 up to a step, or continue the run of that name; returns its folder."""
     monkeypatch.setattr(devices, "FP16_DEVICES", ("cuda", "cpu"))
     for module in (train, files):
         monkeypatch.setattr(module, "ROOT", project.folder)
@@ -63,7 +63,7 @@ def test_it_learns_what_float32_does(fp16):
     half, full = (scalars(fp16(name, 12, "--precision", name)) for name in ("fp16", "fp32"))
     assert half["loss_train_recent"] == pytest.approx(full["loss_train_recent"], abs=2e-3)
     assert half["loss_train_recent"] != full["loss_train_recent"]
-    assert half["grad_norm"] == pytest.approx(full["grad_norm"], rel=0.02)  # that is, without the scale
+    assert half["grad_norm"] == pytest.approx(full["grad_norm"], rel=0.02)  # the norm is logged without the scale
     assert half["loss_dev"] == pytest.approx(full["loss_dev"], abs=2e-3)
     assert full["loss_dev"][12] < full["loss_train_recent"][1] - 0.1
 
@@ -76,7 +76,9 @@ def test_a_restart_is_bit_for_bit_the_run_that_was_not_interrupted_with_its_scal
         fp16(parts.name, max_steps)
     skipped = state_of(parts)["progress"]["run"]["skipped_steps"]
     assert skipped > 2
-    assert state_of(parts)["scaler"]["scale"] > 2.0 ** (25 - skipped)  # halved for each, and doubled now and then
+    assert state_of(parts)["scaler"]["scale"] > 2.0 ** (
+        25 - skipped
+    )  # halved at each skipped step, and sometimes doubled
     assert state_of(parts)["scaler"] == state_of(whole)["scaler"]
     assert state_of(parts)["progress"]["run"] == state_of(whole)["progress"]["run"]
     for name in ("model", "optimizer"):

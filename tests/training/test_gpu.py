@@ -1,4 +1,4 @@
-"""What a GPU will do, seen without one: nothing waits for it, attention is causal, and steps compute on its tensors."""
+"""Checks for GPUs that need none: no step waits for the GPU, attention is causal, steps trace on CUDA tensors."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ FAKE_CUDA = Path(__file__).parent / "fake_cuda"
 
 
 class HostReads(TorchDispatchMode):
-    """Counts the operations that read a value back to the host, for each of which a GPU has to finish first."""
+    """Counts the operations that read a value back to the host; before each, a GPU would have to finish its work."""
 
     def __init__(self):
         super().__init__()
@@ -77,7 +77,7 @@ def test_no_operation_of_a_training_step_waits_for_the_gpu(model, train_batches)
     step(train_batches, rows, 1e-3)
     with HostReads() as reads:
         assert step(train_batches, rows, 1e-3).isfinite()
-    assert reads.count == 1  # by the line above, which shows that they are counted
+    assert reads.count == 1  # the isfinite of the line above, which shows that reads are counted
 
 
 def test_no_operation_of_an_evaluation_batch_waits_for_the_gpu(model, dataset_folder):

@@ -20,7 +20,7 @@ LORA = TrainConfig(lora_r=4, lora_alpha=8, lora_dropout=0.1)
 
 @pytest.fixture(params=["GPT-2", "Llama", "Llama, two tables"])
 def adapted(request, base):
-    """A random model whose LoRA matrices and control rows have been moved away from their beginnings."""
+    """A random model whose LoRA matrices and control rows no longer have their initial values."""
     torch.manual_seed(0)
     model = GPTSingleHead(str(base), max_seq_length=64, from_scratch=True)
     if request.param != "GPT-2":
@@ -51,7 +51,7 @@ def test_the_merged_model_is_the_same_function_and_has_the_adapter_beside_it(ada
         expected = adapted.logits(ids)
         assert expected.std() > 0.01
         assert torch.allclose(merged.logits(ids), expected, atol=1e-4)
-        # The adapter alone, as peft reads it, on the model that it was trained beside.
+        # The adapter alone, read by peft, on the frozen model that it was trained with.
         plain = type(adapted.gpt)(adapted.gpt.config)
         plain.load_state_dict(frozen(adapted), strict=False)
         alone = PeftModel.from_pretrained(plain, str(tmp_path / "saved" / ADAPTER)).eval()
@@ -63,7 +63,7 @@ def test_the_merged_model_is_the_same_function_and_has_the_adapter_beside_it(ada
 
 
 def frozen(model):
-    """The weights beside which an adapter was trained, under their names without it."""
+    """The frozen weights that an adapter was trained with, under their names without it."""
     return {
         key.replace(".base_layer", "").replace(".token_adapter", ""): value
         for key, value in model.gpt.state_dict().items()
@@ -101,17 +101,17 @@ def test_a_restart_is_exact_and_any_command_takes_the_run(project, without_marke
         assert expected.keys() == got.keys()
         assert all(torch.equal(expected[name], got[name]) for name in expected), file
     assert not (one / "last" / "model.safetensors").exists()
-    assert "2e-05" not in (one / "hyperparams.json").read_text()  # ten times that is the rate with LoRA
+    assert "2e-05" not in (one / "hyperparams.json").read_text()  # with LoRA the default is ten times this
     start, best = (load_file(folder / "model.safetensors") for folder in (without_markers, one / "0_GPTSingleHead"))
     tables = [values["transformer.wte.weight"] for values in (start, best)]
     assert torch.equal(*(table[100:8000] for table in tables))  # control words are before and after these
     assert len(tables[1]) == len(tables[0]) + 3  # the marker words
-    assert len(tables[1][-3:].unique(dim=0)) == 3  # each has become its own
+    assert len(tables[1][-3:].unique(dim=0)) == 3  # training has made them different
     measured = project.run("evaluate.py", "--model_path", "model/lora", "--dev_windows", 16, "--max_seq_length", 64)
     assert "bits_per_byte" in measured.stdout
 
 
-def test_what_cannot_work_is_said_in_one_line(project, without_markers, base):
+def test_what_cannot_work_is_reported_in_one_line(project, without_markers, base):
     message = project.fails(*train_command(base, "lora_scratch", "--from_scratch"))
     assert "--from_scratch" in message
     project.run(*train_command(without_markers, "lora_changed", "--max_steps", 1))

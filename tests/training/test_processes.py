@@ -1,4 +1,4 @@
-"""Two processes under torchrun: they skip the same steps, wait for each other at the end, and miss one that is gone."""
+"""Two processes under torchrun: they skip the same steps, wait for each other, and report one that has ended."""
 
 import os
 import subprocess
@@ -61,7 +61,7 @@ ONE_IS_GONE = """
 from common.command import run_command
 def main():
     processes.start(1, "0")
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # of torchrun, which would come sooner on some machines
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun sends it, on some machines before the error that is tested
     with processes.others_needed():
         processes.all_sum(torch.zeros(1))
         if not processes.is_main():

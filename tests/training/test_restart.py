@@ -26,13 +26,13 @@ def train_command(base, run_name):
 
 @pytest.fixture(scope="module")
 def whole(project, with_dropout):
-    """The run that nothing interrupted."""
+    """A run that was never interrupted."""
     project.run(*train_command(with_dropout, "whole"))
     return project.folder / "model" / "whole"
 
 
 def start_and_wait(project, command, reports):
-    """A process in a group of its own, at its n-th evaluation report, which comes just before a state is saved."""
+    """Start a process in a group of its own; return it at its n-th evaluation report, just before it saves a state."""
     process = subprocess.Popen(
         [sys.executable, "-u", *map(str, command)],
         cwd=project.folder,
@@ -49,7 +49,7 @@ def start_and_wait(project, command, reports):
 
 
 def end(process, number, delay):
-    """Send a signal `delay` seconds from now; returns the exit status and what stood on stdout."""
+    """Send a signal `delay` seconds from now; returns the exit status and the output."""
     try:
         process.wait(delay)
     except subprocess.TimeoutExpired:
@@ -110,7 +110,7 @@ def test_sigterm_and_ctrl_c_save_and_print_the_command_that_goes_on(project, wit
     assert_same_run(whole, project.folder / "model" / "interrupted", "")
 
 
-def test_a_full_disk_is_said_in_one_line_and_the_state_before_it_still_loads(project, with_dropout):
+def test_a_full_disk_is_reported_in_one_line_and_the_state_before_it_still_loads(project, with_dropout):
     command = [*train_command(with_dropout, "full"), "--restore_training", "--max_steps"]
     project.run(*command, 5)
     last = project.folder / "model" / "full" / "last"
@@ -132,7 +132,7 @@ def test_a_full_disk_is_said_in_one_line_and_the_state_before_it_still_loads(pro
     assert "continuing after step 5" in done.stderr
 
 
-def test_too_little_memory_is_said_in_one_line_with_the_flags_to_lower(project, with_dropout):
+def test_too_little_memory_is_reported_in_one_line_with_the_flags_to_lower(project, with_dropout):
     def limit_memory():
         resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
 
@@ -140,7 +140,11 @@ def test_too_little_memory_is_said_in_one_line_with_the_flags_to_lower(project, 
     shutil.copytree(with_dropout, wide)
     config = json.loads((wide / "config.json").read_text()) | {"n_inner": 400_000}
     (wide / "config.json").write_text(json.dumps(config))
-    command = [*train_command(wide, "large"), "--per_gpu_train_batch_size", 1_000_000]  # all windows, then
+    command = [
+        *train_command(wide, "large"),
+        "--per_gpu_train_batch_size",
+        1_000_000,
+    ]  # limited to all windows of the dataset
     message = project.fails(*command, preexec_fn=limit_memory, log_lines=True)
     assert "out of memory (peak " in message
     assert "--per_gpu_train_batch_size" in message

@@ -1,4 +1,4 @@
-"""How train.py starts: the GPUs it takes, what it asks, what it says when something fails. No GPU is needed."""
+"""How train.py starts: the GPUs that it uses, its question, its errors. No GPU is needed."""
 
 import logging
 import os
@@ -20,12 +20,12 @@ from training.processes import StopSignal
 
 
 class Started(Exception):
-    """Instead of a program that takes the place of this one."""
+    """Raised instead of replacing this process by another program."""
 
 
 @pytest.fixture
 def four_gpus(monkeypatch):
-    """Pretend to have four; returns what a program that takes over is given, and the GPUs that it may see."""
+    """Pretend to have four GPUs; returns the arguments and visible GPUs of each program that is started."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setattr(torch, "set_float32_matmul_precision", lambda _: None)
@@ -92,14 +92,14 @@ def test_it_asks_once_whether_to_overwrite_before_it_starts_the_others(four_gpus
     assert len(questions) == 1
     arguments, _ = four_gpus[0]
     assert arguments[-1] == "--overwrite"  # so that none of the others asks
-    assert last.exists()  # nothing is deleted before all is well
+    assert last.exists()  # nothing is deleted before everything is checked
 
 
 def test_the_largest_seed_trains(command):
     assert (command("seeded", "--seed", 2**63 - 1, "--fim_rate", 0.5) / "last").is_dir()
 
 
-def test_a_gpu_too_small_for_the_model_is_said_with_the_flags_to_lower(command, project, monkeypatch):
+def test_a_gpu_too_small_for_the_model_is_reported_with_the_flags_to_lower(command, project, monkeypatch):
     def out_of_memory(self, device):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
 
@@ -219,7 +219,7 @@ def test_a_run_cannot_learn_to_fill_in_the_middle_half_way(command):
         command("plain", "--restore_training", "--fim_rate", 0.5)
 
 
-def test_a_disk_that_fails_in_the_end_is_said_in_one_line(command, monkeypatch):
+def test_a_disk_that_fails_in_the_end_is_reported_in_one_line(command, monkeypatch):
     def fails(_descriptor):
         raise OSError(5, "Input/output error")
 
@@ -251,7 +251,7 @@ def test_a_second_signal_stops_at_once(numbers):
 def test_a_run_that_ended_while_this_one_waited_for_it_is_not_deleted(command, monkeypatch):
     run = command("first")
     before = (run / "last" / "state.json").read_bytes()
-    monkeypatch.setattr(train, "check_free", lambda *_: None)  # as if the first had ended after the check
+    monkeypatch.setattr(train, "check_free", lambda *_: None)  # as if the first run had ended after the check
     with pytest.raises(InputError, match="holds an earlier run"):
         command("first")
     assert (run / "last" / "state.json").read_bytes() == before
