@@ -60,21 +60,20 @@ class TorchEngine:
         logits = output.logits.expand(candidates, -1, -1)  # [n, 1, V]
         words = self.vocabulary.largest_id + 1
         ends = [token for token in self.vocabulary.end_ids if token < words]
-        said = [b""] * candidates
+        texts = [b""] * candidates
         while seen.shape[1] < most:
             logits = logits[:, -1, :words].float()  # [n, V]
             logits = constraint.apply(logits)
-            silent = [not text.strip() for text in said] if prompt.needs_text else []
-            for row in (row for row, is_silent in enumerate(silent) if is_silent):
+            blank = [row for row, text in enumerate(texts) if prompt.needs_text and not text.strip()]
+            for row in blank:
                 logits[row, ends] = -torch.inf
             tokens = choose(logits, seen, options, generator)  # [n, 1]
             if candidates > 1:
                 tokens[0] = logits[0].argmax()
             yield tokens[:, 0].tolist(), logits.log_softmax(-1).gather(1, tokens)[:, 0].tolist()
             constraint.advance(tokens[:, 0].tolist())
-            if any(silent):
-                spelled = map(self.vocabulary.bytes_of, tokens[:, 0].tolist())
-                said = [text + more for text, more in zip(said, spelled, strict=True)]
+            for row in blank:
+                texts[row] += self.vocabulary.bytes_of(tokens[row, 0].item())
             seen = torch.cat([seen, tokens], dim=1)
             logits = gpt(input_ids=tokens, use_cache=True, **{name: cache}).logits
 

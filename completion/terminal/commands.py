@@ -21,7 +21,7 @@ Ctrl-C stops a completion and keeps the text so far.
   :stop line         where to end: {", ".join(STOPS)}
   :max_length 128    the most tokens to generate
   :top_k :top_p :repetition_penalty :min_probability :seed
-                     as the flags of interact.py; without a value they show it
+                     like the flags of interact.py; alone, show the value
   :lang java         change the language; change_lang asks for it
   :continue          go on after the completion shown last; :continue 2 goes
                      on after the second candidate
