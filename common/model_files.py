@@ -1,4 +1,4 @@
-"""Find a model's local folder by its name; read and check its configuration and tokenizer without torch."""
+"""A model's folder, found by its name; its configuration, tokenizer and FIM words, read without torch."""
 
 import hashlib
 import json
@@ -7,8 +7,9 @@ import math
 import threading
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 from common.command import InputError, first_line
 from common.files import ROOT, present_folder
@@ -248,3 +249,25 @@ def fingerprint(tokenizer: "Tokenizer") -> str:
     vocabulary = tokenizer.get_vocab(with_added_tokens=False)
     content = "\n".join(sorted(vocabulary, key=vocabulary.__getitem__))
     return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+class FimWords(NamedTuple):
+    """Marker words for FIM. In all families the prompt is: prefix word, prefix, suffix word, suffix, middle word."""
+
+    prefix: str
+    suffix: str
+    middle: str
+
+
+FIM_FAMILIES = (
+    FimWords("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),  # StarCoder, Granite, and models trained here
+    FimWords("<fim-prefix>", "<fim-suffix>", "<fim-middle>"),  # SantaCoder
+    FimWords("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),  # Qwen, CodeGemma
+    FimWords("▁<PRE>", "▁<SUF>", "▁<MID>"),  # CodeLlama
+    FimWords("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"),  # DeepSeek-Coder
+)
+
+
+def known_fim_words(token_to_id: Callable[[str], int | None]) -> FimWords | None:
+    """The first family whose three words are single tokens of a vocabulary, or None."""
+    return next((words for words in FIM_FAMILIES if all(token_to_id(word) is not None for word in words)), None)

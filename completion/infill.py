@@ -1,6 +1,6 @@
 """Infill prompts: the code before and after the cursor, with the marker words that the model knows (FIM)."""
 
-from common.fim_words import FimWords
+from common.model_files import FimWords
 from completion.prompt import Prompt, split_end
 from completion.tokens import Vocabulary
 

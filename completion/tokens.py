@@ -11,9 +11,8 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from common.command import InputError
-from common.fim_words import FimWords, known_fim_words
 from common.json_files import read_json
-from common.model_files import COMPLETE_COPY, read_config, read_tokenizer
+from common.model_files import COMPLETE_COPY, FimWords, known_fim_words, read_config, read_tokenizer
 from common.source_code import LANGUAGES
 
 SETTINGS = ("config.json", "generation_config.json", "tokenizer_config.json", "gpt_sh_config.json")

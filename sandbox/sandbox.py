@@ -85,18 +85,19 @@ class Sandbox:
         job |= {"packages": list(map(str, self._packages)), "parent": os.getpid()}
         folder = tempfile.mkdtemp(prefix="autocoder-") if self.level == "limits" else "/"
         try:
-            process = subprocess.Popen(
-                [sys.executable, "-s", "-S", "-B", str(ROOT / "sandbox" / "run_program.py")],
-                cwd=folder,
-                env={"PYTHONHASHSEED": str(hash_seed), "LC_ALL": "C.UTF-8", "OPENBLAS_NUM_THREADS": "1"},
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                pass_fds=(pipe,),
-                start_new_session=True,  # so that Ctrl-C ends only us
-            )
-            os.close(pipe)
-            pipe = -1
+            try:
+                process = subprocess.Popen(
+                    [sys.executable, "-s", "-S", "-B", str(ROOT / "sandbox" / "run_program.py")],
+                    cwd=folder,
+                    env={"PYTHONHASHSEED": str(hash_seed), "LC_ALL": "C.UTF-8", "OPENBLAS_NUM_THREADS": "1"},
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.PIPE,
+                    pass_fds=(pipe,),
+                    start_new_session=True,  # so that Ctrl-C ends only us
+                )
+            finally:
+                os.close(pipe)
             with process:
                 deadline = time.monotonic() + WALL_TIMES * seconds
                 try:
@@ -109,8 +110,6 @@ class Sandbox:
                 error = process.stderr.read().decode(errors="replace").strip()  # of confine; the program has no stderr
         finally:
             os.close(report)
-            if pipe >= 0:
-                os.close(pipe)
             if self.level == "limits":
                 subprocess.run(["rm", "-rf", folder])  # shutil's rmtree fails on folders nested a thousand deep
         if found is not None:

@@ -14,7 +14,7 @@ import torch
 
 from common.command import InputError
 from common.devices import autocast
-from common.fim_words import FAMILIES, FimWords, known_fim_words
+from common.model_files import FIM_FAMILIES, FimWords, known_fim_words
 from data import SrcCodeDataset, TokenBatches
 from model import GPTSingleHead
 from training.config import TrainConfig
@@ -61,7 +61,7 @@ def learn_fim_words(model: GPTSingleHead) -> FimWords:
         raise InputError("--fim_rate needs a tokenizer with a word for the end of a text (eos_token); leave it out")
     words = known_fim_words(tokenizer.token_to_id)
     if words is None:
-        words = FAMILIES[0]
+        words = FIM_FAMILIES[0]
         model.add_special_words({"additional_special_tokens": list(words)})
     return words
 

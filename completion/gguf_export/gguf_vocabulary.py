@@ -8,7 +8,7 @@ from typing import Any
 import gguf
 from gguf import GGUFWriter, TokenType
 
-from common.fim_words import known_fim_words
+from common.model_files import known_fim_words
 from common.source_code import SPECIAL_WORDS
 from completion.gguf_export.errors import CannotConvert
 from completion.tokens import Vocabulary

@@ -8,7 +8,7 @@ import torch
 from conftest import scalars
 
 from common.command import InputError
-from common.fim_words import FAMILIES
+from common.model_files import FIM_FAMILIES
 from data import SrcCodeDataset
 from evaluation.loss import SingleCLMEvaluator
 from model import GPTSingleHead
@@ -44,7 +44,7 @@ def spelled(model, rows, i):
     """Prefix, middle and suffix of a cut row, and which of the two orders it has."""
     ids = rows.tokens[i, : rows.lengths[i]].tolist()
     text = model.tokenizer.decode(ids)
-    prefix_word, suffix_word, middle_word = FAMILIES[0]
+    prefix_word, suffix_word, middle_word = FIM_FAMILIES[0]
     assert text.startswith("<python>" + prefix_word)
     assert ids[-1] == model.eos_token_id
     text = text.removeprefix("<python>" + prefix_word).removesuffix(model.tokenizer.eos_token)
@@ -99,9 +99,9 @@ def test_rows_that_are_no_text_stay_as_they_are(fim_model, datasets):
 
 
 def test_a_family_that_the_model_knows_is_used_and_no_word_added(model):
-    model.add_special_words({"additional_special_tokens": list(FAMILIES[2])})
+    model.add_special_words({"additional_special_tokens": list(FIM_FAMILIES[2])})
     size = len(model.tokenizer)
-    assert learn_fim_words(model) == FAMILIES[2]
+    assert learn_fim_words(model) == FIM_FAMILIES[2]
     assert len(model.tokenizer) == size
 
 
