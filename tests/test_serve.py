@@ -1,4 +1,4 @@
-"""serve.py as a real process: whom it answers, with what text, what it refuses, and how it ends."""
+"""serve.py as a real process: which clients it answers, with what text, what it refuses, and how it ends."""
 
 import http.client
 import json
@@ -73,7 +73,7 @@ FILL_IN = {
 }
 
 
-def test_completes_for_who_has_the_key(port):
+def test_completes_for_clients_with_the_key(port):
     status, _, text = ask(port, "/v1/completions", REQUEST)
     assert status == 200
     assert json.loads(text)["choices"][0]["text"].strip()
@@ -91,7 +91,7 @@ def test_streams(port):
 
 
 def leave_in_the_middle(port, path="/v1/completions", **request):
-    """A client that asks for a long text, takes its beginning and goes away."""
+    """Ask for a long text, read its beginning and go away."""
     body = json.dumps(REQUEST | {"stream": True, "max_tokens": 3000, "ignore_eos": True} | request)
     head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {KEY}\r\nContent-Length: {len(body)}"
     with socket.create_connection(("127.0.0.1", port)) as client:
@@ -107,7 +107,7 @@ def test_two_clients_get_what_each_gets_alone(port):
     assert [json.loads(answer)["choices"][0]["text"] for answer in answers] == alone
 
 
-def test_who_leaves_frees_the_place(port):
+def test_a_client_that_leaves_frees_its_place(port):
     for _ in range(8):  # twice as many as are answered at once
         leave_in_the_middle(port)
         leave_in_the_middle(port, "/infill", **FILL_IN | {"n_predict": 3000, "stop": []})
@@ -160,7 +160,7 @@ def test_names_of_this_computer(port):
         assert ask(port, "/health", Host=host)[0] == 200
 
 
-def test_of_a_long_file_the_model_sees_what_surrounds_the_cursor(port):
+def test_the_model_sees_a_long_file_only_around_the_cursor(port):
     file = {"input_prefix": "x = 1\n" * 900, "prompt": "y = ", "input_suffix": "\nz = 3\n" * 300, "n_predict": 4}
     others = {"input_extra": [{"filename": "a.py", "text": "def f(x): return 3\n" * 300}]}
     for request in (file, file | others):
@@ -187,7 +187,7 @@ def fill_in(port, prefix, suffix, **request) -> str:
     request = {"input_prefix": prefix, "input_suffix": suffix, "temperature": 0, "n_predict": 48} | request
     status, _, text = ask(port, "/infill", request)
     assert status == 200
-    assert '"content":"' in text  # so llama.vim wants it
+    assert '"content":"' in text  # llama.vim searches for this
     pieces = [
         json.loads(line[6:])
         for line in ask(port, "/infill", request | {"stream": True})[2].splitlines()
@@ -302,7 +302,7 @@ def test_a_wrong_request_is_refused(port, wrong):
         assert next(iter(wrong)) in json.loads(text)["error"]["message"]
 
 
-def test_requests_that_are_none(port):
+def test_invalid_requests(port):
     assert ask(port, "/infill", FILL_IN, key="")[0] == 401
     assert ask(port, "/infill", ["x"])[0] == 400
     for body in ("{", "[" * 100_000, "9" * 5000, '"\xff"'):

@@ -20,7 +20,7 @@ PROMPT = "def add(a, b):"
 
 @pytest.fixture
 def model(model):
-    """The untrained model of conftest, which however never ends a file: no test depends on luck."""
+    """The untrained model of conftest, changed so that it never ends a file. So no test depends on chance."""
     # The last norm's output, its bias aside, adds up to 0, so that the logit of a control word is always -320.
     model.gpt.transformer.ln_f.bias.data[:] = 1.0
     model.gpt.get_input_embeddings().weight.data[model.tokenizer.all_special_ids] = -10.0
@@ -108,9 +108,11 @@ def test_streamed_pieces_are_the_text_in_whole_characters(engine):
         settings = {"temperature": 5.0, "top_p": 1.0, "seed": seed, "max_new_tokens": 60}
         found = complete(engine, PROMPT, stop="none", on_text=pieces.append, **settings)
         assert found[0].text.startswith("".join(pieces))
-        assert not found[0].text.removeprefix("".join(pieces)).strip()  # blanks at the end might have become a break
+        assert (
+            not found[0].text.removeprefix("".join(pieces)).strip()
+        )  # spaces at the end might have become part of a line break
         assert len(pieces) > 20
-        assert 57 <= len(found[0].tokens) <= 60  # less the beginning of a character that was never finished
+        assert 57 <= len(found[0].tokens) <= 60  # without the beginning of a character that was never complete
 
 
 def speak(model, ids):

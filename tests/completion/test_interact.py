@@ -1,4 +1,4 @@
-"""interact.py as its users meet it: in a terminal, in a dumb terminal, in a pipe, and with mistakes."""
+"""interact.py as users run it: in a terminal, in a dumb terminal, in a pipe, and with mistakes."""
 
 import json
 import os

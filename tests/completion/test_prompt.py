@@ -1,4 +1,4 @@
-"""How a prompt's end is taken back, with every kind of vocabulary; what follows it keeps its first blank."""
+"""The end of a prompt that is generated again, with every kind of vocabulary; no space after it is lost."""
 
 import pytest
 from test_gguf import LLAMA, NEOX, byte_level, save_model, sentence_piece
@@ -16,15 +16,15 @@ PROMPTS = [
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_read_and_what_is_taken_back_are_the_prompt(kind):
+def test_tokens_read_and_end_generated_again_are_together_the_prompt(kind):
     tokenizer = KINDS[kind]()
     vocabulary = Vocabulary(tokenizer, {})
-    blank = " " if kind == "sentencepiece" else ""  # which it puts before every text
+    blank = " " if kind == "sentencepiece" else ""  # it puts a space before every text
     for text in PROMPTS:
         prompt = read_prompt(vocabulary, text, "python", 128, 16)
         read = b"".join(map(vocabulary.bytes_of, prompt.ids[len(vocabulary.start("python")) :]))
         assert (read + prompt.end.text).decode() == blank + text
-        # SentencePiece has a line break, or a rare character, as bytes, of which no longer token is made.
+        # In SentencePiece a line break or a rare character is bytes, which no longer token contains.
         assert prompt.end.text or (kind == "sentencepiece" and (text[-1] == "\n" or not text[-1].isascii()))
         if prompt.end.text:
             assert vocabulary.encode(text)[-1] in prompt.end.allowed(prompt.end.exact[:-1])
@@ -39,8 +39,8 @@ def test_a_line_break_that_belongs_to_a_sign_can_be_chosen():
     assert sign in read_prompt(vocabulary, "def f(x):", "python", 128, 16).end.allowed(())
 
 
-def test_a_part_of_a_word_leads_nowhere_else():
-    """Only tokens that spell all that is left, or that the tokenizer itself would cut, may follow."""
+def test_after_a_part_of_a_word_only_fitting_tokens_are_allowed():
+    """These spell all that is left, or are tokens that the tokenizer itself would choose."""
     vocabulary = Vocabulary(byte_level("gpt-2"), {})
     end = read_prompt(vocabulary, "x = retur", "python", 128, 16).end
     inner = {way[0] for way in end.ways if way}

@@ -1,4 +1,4 @@
-"""Which engine completes, what it imports, and that llama.cpp and PyTorch write the same."""
+"""Which engine is chosen, what it imports, and that llama.cpp and PyTorch generate the same text."""
 
 import json
 import shutil
@@ -31,13 +31,13 @@ def engines():
 
 
 def test_an_engine_that_is_not_used_ends():
-    """It used to wait for ever, since llama.cpp's server was deleted before it had begun to work."""
+    """It used to wait forever, because llama.cpp's server was deleted before its loop had started."""
     for _ in range(3):
         load_engine(TINY, "q8_0")
 
 
 def test_llama_cpp_and_pytorch_write_the_same(engines):
-    """Where they differ, two tokens must have been nearly as likely: F16 rounds."""
+    """They may differ only where two tokens are almost equally likely, because F16 rounds."""
     same = 0
     for prompt in PROMPTS:
         llama, torch = (complete(e, prompt, temperature=0, max_new_tokens=24, stop="none")[0] for e in engines)
@@ -84,7 +84,7 @@ def test_seeds_beside_each_other_share_no_candidate(engines):
         assert len(first & other) == 1  # the greedy one
 
 
-def test_the_end_of_a_prompt_is_held_to(engines):
+def test_the_end_of_a_prompt_is_generated_again(engines):
     for engine in engines:
         for prompt in ("for i in ra", "x = [1, 2,", "s = 'é", "if a:\r\n", "\tx", "print("):
             found = complete(engine, prompt, temperature=0, max_new_tokens=6, stop="none")[0]
@@ -152,7 +152,7 @@ def fim_folder(base, tmp_path_factory):
     return folder
 
 
-def test_a_suffix_stands_between_its_marker_words(fim_folder):
+def test_a_suffix_is_between_its_marker_words(fim_folder):
     engine = load_engine(str(fim_folder), "f16")
     vocabulary = engine.vocabulary
     before, after, middle = vocabulary.ids_of(vocabulary.fim_words)
@@ -161,11 +161,11 @@ def test_a_suffix_stands_between_its_marker_words(fim_folder):
     ids = prompt.ids
     assert ids[:2] == [vocabulary.start("python")[0], before]
     assert [*ids[2 : ids.index(after)], *prompt.end.exact] == vocabulary.encode(prefix)
-    assert prompt.end.text.strip() == b"retu"  # half a word, written again as part of the middle
+    assert prompt.end.text.strip() == b"retu"  # half a word, generated again as part of the middle
     assert ids[ids.index(after) + 1 : -1] == vocabulary.encode(suffix)
     assert ids[-1] == middle
     assert not {before, after, middle} - vocabulary.end_ids  # which end a completion
-    vocabulary.fim_rate = 0.5  # as of a model trained here: what is filled in follows its prefix
+    vocabulary.fim_rate = 0.5  # as of a model trained here: the middle follows the prefix
     turned = read_infill(vocabulary, vocabulary.fim_words, prefix, suffix, "python", 128, 9)
     kept = ids[2 : ids.index(after)]
     assert turned.ids == [*ids[:2], after, *vocabulary.encode(suffix), middle, *kept]
@@ -200,7 +200,7 @@ def test_a_place_in_a_file_takes_the_rest_as_suffix(project, fim_folder, without
 
 
 @pytest.mark.parametrize("stop", ["block", "line", "blank", "none"])
-def test_what_is_shown_while_it_comes_is_the_completion(engines, stop):
+def test_the_pieces_that_are_shown_are_the_completion(engines, stop):
     for prompt in PROMPTS:
         for length in (3, 17, 60):
             pieces: list[str] = []

@@ -1,4 +1,4 @@
-"""Models written as GGUF: llama.cpp computes what transformers does, and cuts texts as the tokenizer does."""
+"""Models written as GGUF: llama.cpp computes what transformers does, and tokenizes as the tokenizer does."""
 
 import hashlib
 import http.client
@@ -68,7 +68,7 @@ def byte_level(name: str = "gpt-2") -> Tokenizer:
 
 
 def sentence_piece() -> Tokenizer:
-    """Llama 2's kind: a blank in front, blanks as ▁, bytes for unknown characters, <s> first."""
+    """Llama 2's kind: a space before the text, spaces as ▁, bytes for unknown characters, <s> first."""
     normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     trained = Tokenizer(models.BPE())
     trained.normalizer = normalizer
@@ -266,7 +266,7 @@ def test_greedy_text_of_small_models_is_that_of_generate(name, make, cache, tmp_
 
 
 def check_greedy(folder: Path, text: str) -> None:
-    """At 18 of 20 places 48 tokens are the same; where not, the two tokens are within 0.05 nats of each other."""
+    """At 18 of 20 places 48 tokens are the same. Elsewhere the two first different tokens are within 0.05 nats."""
     engine = load_engine(str(folder), "f16")
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     lines = text.splitlines(keepends=True)
@@ -317,7 +317,7 @@ def test_configuration_of_transformers_4(scaling, gpt2_tokenizer, tmp_path):
 
 
 @pytest.mark.parametrize("name", SPLITS)
-def test_llama_cpp_cuts_texts_as_the_tokenizer_does(name, tmp_path):
+def test_llama_cpp_tokenizes_as_the_tokenizer_does(name, tmp_path):
     tokenizer = byte_level(name)
     save_model(tmp_path / "model", GPT2, tokenizer)
     assert convert(tmp_path / "model", tmp_path / "model.gguf") is None
@@ -345,7 +345,9 @@ def test_sentence_piece(make, tmp_path):
     assert random_differences(model, tmp_path / "f16.gguf", tokenizer).max() < 0.02
     text = TEXT if make is sentence_piece else TEXT.replace("\n", " ")
     found, expected = tokenize(serve(tmp_path / "f16.gguf"), text, add_special=True), tokenizer.encode(text).ids
-    if make is unigram:  # whose training differs from run to run; of two cuts that are as likely either may be taken
+    if (
+        make is unigram
+    ):  # its training differs from run to run, and of two equally likely tokenizations either may be chosen
         scores = [score for _, score in json.loads(tokenizer.to_str())["model"]["vocab"]]
         found_score, expected_score = (sum(scores[id] for id in ids) for ids in (found, expected))
         assert found_score == pytest.approx(expected_score, abs=0.05)
@@ -382,7 +384,7 @@ def test_special_tokens(gpt2_tokenizer, tmp_path):
     assert set(types[7:500]) == {gguf.TokenType.NORMAL}
 
 
-def test_unknown_split_is_said(gpt2_tokenizer, tmp_path):
+def test_unknown_split_is_reported(gpt2_tokenizer, tmp_path):
     tokenizer = Tokenizer.from_str(gpt2_tokenizer.to_str())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Punctuation(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -555,7 +557,7 @@ def test_a_damaged_file_in_the_cache_is_made_again(gpt2_tokenizer, cache, tmp_pa
     file = gguf_cache.converted(folder)
     whole = file.read_bytes()
     whole_hash = hashlib.sha256(whole).digest()  # a difference of the bytes would take pytest minutes to show
-    file.write_bytes(whole[:-20_000])  # as a full disk or a copy that broke off leaves it
+    file.write_bytes(whole[:-20_000])  # as a full disk or an interrupted copy leaves it
     assert load_engine(str(folder)).name.startswith("llama.cpp")
     assert hashlib.sha256(file.read_bytes()).digest() == whole_hash
     stat = file.stat()

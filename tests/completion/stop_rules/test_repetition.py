@@ -1,4 +1,4 @@
-"""A completion that goes round in circles is ended, and says its lines once."""
+"""A completion that repeats itself is ended, and the repeated lines are kept once."""
 
 import pytest
 
@@ -10,7 +10,7 @@ BODY = "    total = 0\n    for x in items:\n        total += x\n"
 
 
 def grown(text):
-    """What a rule that is asked after every character has let through, and where it ended, if it did."""
+    """The text that the rule, called after every character, has shown, and where it ended the text, if it did."""
     shown = 0
     for end in range(1, len(text) + 1):
         safe, over = before_repetition(text[:end])
@@ -24,7 +24,7 @@ def grown(text):
 @pytest.mark.parametrize(
     "lines", [["    x = f(x)"], ["a = 1", "b = 2"], ["def f():", "", "    return f()"], ["1", "2", "3", "4"]]
 )
-def test_lines_that_come_again_and_again_are_said_once(lines):
+def test_repeated_lines_are_kept_once(lines):
     once = "\n".join(lines) + "\n"
     shown, end = grown("y = 0\n" + once * 5)
     assert end is not None
@@ -40,7 +40,7 @@ def test_a_head_keeps_the_first_line_of_its_body():
 
 
 @pytest.mark.parametrize("piece", ["x, ", "self.", "--path', '", "_parse", "of the minimum "])
-def test_a_piece_of_a_line_that_comes_again_and_again_is_noticed(piece):
+def test_a_repeated_piece_of_a_line_is_noticed(piece):
     _, end = grown("    return " + piece * 60)
     assert end is not None and end < len("    return ") + max(5 * len(piece), 40) + len(piece) + 1
 
@@ -49,7 +49,7 @@ def test_a_piece_of_a_line_that_comes_again_and_again_is_noticed(piece):
     "code",
     [
         BODY,
-        BODY * 2,  # twice is no circle
+        BODY * 2,  # twice is not enough
         "# " + "-" * 100 + "\n",
         "    [0, 0, 0, 0, 0, 0, 0, 0],\n",
         "print()\nprint(x)\nprint()\nprint(y)\nprint()\nprint(z)\n",
@@ -57,7 +57,7 @@ def test_a_piece_of_a_line_that_comes_again_and_again_is_noticed(piece):
         "if a:\n    pass\nelif b:\n    pass\nelif c:\n    pass\nelse:\n    pass\n",
     ],
 )
-def test_ordinary_code_is_no_circle(code):
+def test_ordinary_code_is_no_repetition(code):
     shown, end = grown(code + "end = True\n")
     assert (shown.rstrip(), end) == ((code + "end = True").rstrip(), None)
 

@@ -1,4 +1,4 @@
-"""The screen that edits, with keys as a terminal sends them; what a terminal gets to see; a history without a place."""
+"""The editing screen with keys as a terminal sends them; what a terminal is sent; a history that cannot be kept."""
 
 import asyncio
 import errno
@@ -40,7 +40,7 @@ def screen(output=None):
 
 
 def typed(*pieces):
-    """What is read where the terminal sends these pieces, each once the one before has been taken in."""
+    """What is read if the terminal sends these pieces, each after the one before was processed."""
     left = list(pieces)
 
     def send(_app):
@@ -58,8 +58,8 @@ FUNCTION = "def f(a):\n    if a:\n        b = 1\n\n    return b"
 def test_pasted_code_keeps_its_own_indentation():
     assert typed(FUNCTION.replace("\n", "\r"), "\r", "\r") == FUNCTION
     assert typed(FUNCTION.replace("\n", "\r").replace("    ", "\t") + "\r", "\r") == FUNCTION.replace("    ", "\t")
-    assert typed("x = 1\ry = (\r", "2)", "\r") == "x = 1\ny = (\n2)"  # a paste goes on behind a whole statement
-    assert typed("\x1b[200~" + FUNCTION + "\x1b[201~", "\r", "\r") == FUNCTION  # a terminal that says so
+    assert typed("x = 1\ry = (\r", "2)", "\r") == "x = 1\ny = (\n2)"  # a paste goes on after a whole statement
+    assert typed("\x1b[200~" + FUNCTION + "\x1b[201~", "\r", "\r") == FUNCTION  # a terminal that marks pasted text
 
 
 def test_typed_code_is_indented():
@@ -78,7 +78,7 @@ def test_ctrl_c_just_before_a_line_is_read_breaks_nothing(monkeypatch):
 
     monkeypatch.setattr(asyncio.SelectorEventLoop, "_make_self_pipe", interrupted)
     before = signal.getsignal(signal.SIGINT)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a background process does not have
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background process does not have it
     try:
         assert typed("x = 1\r") == "x = 1"
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler  # a completion can be stopped
@@ -159,7 +159,7 @@ def test_without_a_home_there_is_a_history_of_this_conversation_alone(monkeypatc
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("XDG_STATE_HOME")
     monkeypatch.delenv("HOME")
-    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)  # as `docker run --user 12345` has it
+    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)  # as in `docker run --user 12345`
     assert isinstance(open_history(), InMemoryHistory)
     assert typed("x = 1", "\r") == "x = 1"
     assert not list(tmp_path.iterdir())
