@@ -8,7 +8,7 @@ from completion.repository.chunks import Chunk
 from completion.tokens import Vocabulary
 
 # The special words before a repository's name and before a file: of Qwen-Coder (arXiv:2409.12186) and of StarCoder 2.
-FIM_FAMILIES = (("<|repo_name|>", "<|file_sep|>"),)
+FAMILIES = (("<|repo_name|>", "<|file_sep|>"),)
 COMMENT = {"java": "//"}  # other languages: as in Python
 NAME = "project"  # the same name for every repository
 
@@ -51,7 +51,7 @@ def _chunk_ids(vocabulary: Vocabulary, chunk: Chunk, language: str) -> list[int]
 
 
 def _repository_words(vocabulary: Vocabulary) -> list[int] | None:
-    for words in FIM_FAMILIES:
+    for words in FAMILIES:
         if None not in (ids := vocabulary.ids_of(words)):
             return ids
     return None
