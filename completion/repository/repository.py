@@ -16,7 +16,9 @@ from dataset.sources import find_sources, read_text
 QUERY_BEFORE, QUERY_AFTER = 24, 4  # lines before and after the cursor whose words are searched for
 NEARER = 0.9  # weight of a line's words, relative to the line that is one closer to the cursor
 HALF_WORD = re.compile(r"\w*\Z")
-GOOD_ENOUGH = 0.2  # lowest score of a chunk that is shown
+# Lowest score of a chunk that is shown. With 0.3, SmolLM2-135M kept almost all that context gains in a project (exact
+# lines at 400 places: 31.5 to 42.8 %), and lost nothing on HumanEval with chunks that have nothing to do with it.
+GOOD_ENOUGH = 0.3
 KEPT = 1.5  # factor for the score of a chunk that was shown last, so that the choice stays the same while one types
 MOST = 6  # chunks
 CONSIDERED = 16  # most chunks that are tried until one fits

@@ -26,7 +26,7 @@ class BankAccount:
         receiver.deposit(amount)
 """
 WEATHER = "def forecast(city, temperature):\n    return rainfall[city] / temperature\n"
-CALLER = "from bank import BankAccount\n\naccount = BankAccount('Ada', 10)\naccount.transfer_"
+CALLER = "from bank import BankAccount\n\naccount = BankAccount(owner, 10)\naccount.withdraw(amount)\naccount.transfer_"
 
 
 @pytest.fixture
