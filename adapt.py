@@ -213,6 +213,7 @@ class Pace(SingleCLMEvaluator):
         self.__dict__ |= vars(trainer.dev_evaluator)
         self._trainer, self._state = trainer, state
         self._began, self._first = state.spent, None
+        self._epoch, self._most = -1, 0
         # The adapted model is measured at the same places as the base, and may read the suffix too.
         self._ends = 0.99 * state.seconds - 1.15 * state["before"]["seconds"] - 5
 
@@ -228,10 +229,12 @@ class Pace(SingleCLMEvaluator):
         if self._first is None:  # the step after which this command continued
             self._first = (step - 1) // trainer.config.evaluation_steps * trainer.config.evaluation_steps
         left = max(0.0, self._ends - state.spent)
+        if trainer.progress.epoch != self._epoch:
+            # An epoch's rows are chosen at its start, for the steps planned then. Later plans cannot have more.
+            self._epoch, self._most = trainer.progress.epoch, trainer.total_steps
         if step < trainer.total_steps:
             planned = step + int(left * (step - self._first) / (state.spent - self._began))
-            # Never more than before, because the order of an epoch's rows ends where the run was planned to end.
-            trainer.total_steps = min(trainer.total_steps, planned)
+            trainer.total_steps = min(self._most, planned)
         state.save(total_steps=trainer.total_steps)
         tqdm.write(
             f"  step {step} of {trainer.total_steps}: {scores['bits_per_byte']:.4f} bits per byte on "
