@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))  # which PYTHONSAFEPATH
 from charts.comparison import caption, compare, reference_columns, runs_table, write_tables
 from charts.dataset_features import contamination_table, describe, file_lengths, frequent_words
 from charts.runs import PERPLEXITY, Run, read_run
-from charts.scores import compare_results, read_result, results_table, shares_of
+from charts.scores import bars_of, compare_results, read_result, results_table
 from common.command import Flags, InputError, Parser, add_flags, flag, folder_name, output_folder, run_command
 from common.files import ROOT, atomic_write, dataset_file
 from dataset.format import read_meta
@@ -186,7 +186,7 @@ def analyse_results(flags: ResultsFlags) -> None:
         text += "\n\nThe problems differ, so figures of different tables do not compare."
     with atomic_write(folder / "results.md") as file:
         file.write(text + "\n")
-    panels = {group.title: shares_of(group) for group in groups}
+    panels = {group.title: bars_of(group) for group in groups}
     chart = save(interval_chart(panels, "(%), with its 95 % interval"), folder / f"results.{flags.format}")
     print(text, folder / "results.md", chart, sep="\n")
 

@@ -1,1 +1,1 @@
-"""Reading training runs and datasets, tables of them, and drawing."""
+"""Read training runs, datasets and results; make tables of them, and charts."""

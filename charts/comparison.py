@@ -1,18 +1,33 @@
-"""A table of several runs in the lab report's layout."""
+"""Compare several runs in a table with the rows of the lab report's last table."""
 
 import csv
 from pathlib import Path
 
 from charts.runs import Run
+from charts.tables import text_table
 from common.files import atomic_write
 from training.config import RECIPES, RESULTS, SETTINGS, find_recipe, recipe_of, report_results
 
-# Rows of the comparison: the report's, then what it lacks.
+# The rows: first the report's, then those that the report does not have.
 ROWS = (*SETTINGS, *RESULTS, "perplexity_padded", "best_step", "steps")
+# The rows that the terminal shows, with their short names.
+SHORT = {
+    "steps": "steps",
+    "train_loss": "train loss",
+    "dev_loss": "dev loss",
+    "dev_eval_scores": "perplexity",
+    "perplexity_padded": "padded",
+    "best_score_perplexity": "best score",
+    "best_step": "at step",
+}
+Columns = dict[str, dict[str, float | None]]  # name of a run -> row -> value
 
 
 def reference_columns(runs: list[Run]) -> list[tuple[str, int]]:
-    """The report's runs to set beside ours, each with the place of ours that has its settings; all five if none has."""
+    """Choose the report's runs to show: (recipe, index of our first run with the same settings).
+
+    If none of our runs has the settings of a recipe, all recipes are chosen, with indices after those of our runs.
+    """
     found: dict[str, int] = {}
     for i, run in enumerate(runs):
         if recipe := recipe_of(run.settings):
@@ -20,8 +35,8 @@ def reference_columns(runs: list[Run]) -> list[tuple[str, int]]:
     return list(found.items()) or [(recipe, len(runs) + i) for i, recipe in enumerate(RECIPES)]
 
 
-def compare(runs: list[Run], references: list[tuple[str, int]]) -> dict[str, dict[str, float | None]]:
-    """Columns of a table in the report's layout, name -> {row: value}; each run is followed by its recipe's."""
+def compare(runs: list[Run], references: list[tuple[str, int]]) -> Columns:
+    """Return the columns of the table. The report's run with the settings of ours comes right after it."""
     columns = [
         (i, run.name, {key: run.settings.get(key) for key in SETTINGS} | run.results()) for i, run in enumerate(runs)
     ]
@@ -34,18 +49,18 @@ def compare(runs: list[Run], references: list[tuple[str, int]]) -> dict[str, dic
 
 
 def caption(runs: list[Run], references: list[tuple[str, int]]) -> str:
-    """What a reader must know to compare the columns."""
+    """Return what a reader must know to compare the columns."""
     models = {run.name: run.model for run in runs}
     datasets = {run.name: run.dataset for run in runs}
     windows = {run.name: _dev_windows(run.settings) for run in runs}
-    sentences = [f"Model: {_same_or_each(models)}.", f"Dataset: {_same_or_each(datasets)}."]
+    dataset = f"Dataset: {_same_or_each(datasets)}."
     if len(set(datasets.values())) > 1:
-        sentences[-1] = f"The datasets differ, so losses and perplexities do not compare: {_same_or_each(datasets)}."
-    sentences.append(f"Dev loss and perplexity on {_same_or_each(windows)}.")
+        dataset = f"The datasets differ, so losses and perplexities cannot be compared: {_same_or_each(datasets)}."
+    sentences = [f"Model: {_same_or_each(models)}.", dataset, f"Dev loss and perplexity on {_same_or_each(windows)}."]
     if references:
         sentences.append(
             "The report fine-tuned distilgpt2's published weights, split windows at random (by segment) and counted "
-            "padding in every loss; what compares with its dev_eval_scores is perplexity_padded."
+            "padding in every loss. Compare its dev_eval_scores with our perplexity_padded."
         )
     return " ".join(sentences)
 
@@ -61,8 +76,8 @@ def _dev_windows(settings: dict) -> str:
     return f"{windows:,} windows of dev" if windows else "all of dev"
 
 
-def write_tables(columns: dict[str, dict[str, float | None]], caption: str, folder: Path) -> None:
-    """comparison.md, with the caption and rounded figures, and comparison.csv, with all digits."""
+def write_tables(columns: Columns, caption: str, folder: Path) -> None:
+    """Write comparison.md, with rounded figures and the caption, and comparison.csv, with all digits."""
     with atomic_write(folder / "comparison.md") as file:
         names = [name.replace("|", "\\|") for name in columns]
         file.write(f"| parameter | {' | '.join(names)} |\n|---|{'---:|' * len(columns)}\n")
@@ -81,19 +96,7 @@ def _show(row: str, value: float | None) -> str:
     return f"{value:.4f}" if isinstance(value, float) and row not in SETTINGS else str(value)
 
 
-def runs_table(columns: dict[str, dict[str, float | None]]) -> str:
-    """The table turned on its side: a line for each run."""
-    heads = {
-        "steps": "steps",
-        "train_loss": "train loss",
-        "dev_loss": "dev loss",
-        "dev_eval_scores": "perplexity",
-        "perplexity_padded": "padded",
-        "best_score_perplexity": "best score",
-        "best_step": "at step",
-    }
-    width = max(map(len, columns))
-    lines = [" " * width + "".join(f"{head:>12}" for head in heads.values())]
-    for name, column in columns.items():
-        lines.append(f"{name:<{width}}" + "".join(f"{_show(row, column[row]):>12}" for row in heads))
-    return "\n".join(lines)
+def runs_table(columns: Columns) -> str:
+    """Return the table for the terminal, with a line for each run."""
+    rows = [[name, *(_show(row, column[row]) for row in SHORT)] for name, column in columns.items()]
+    return text_table([["", *SHORT.values()], *rows])

@@ -1,8 +1,9 @@
-"""What a converted dataset holds, from its meta.json."""
+"""Describe a converted dataset from its meta.json."""
 
 import sys
 from typing import TYPE_CHECKING
 
+from charts.tables import text_table
 from common.command import InputError
 from common.model_files import load_tokenizer
 from dataset.format import Meta, counts_table
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def describe(name: str, meta: Meta) -> str:
-    """The counts, then what they do not say of files and windows."""
+    """Return the settings of the dataset, its counts, and what its files are like."""
     flags = meta["flags"]
     lengths = sorted(file_lengths(meta))
     splits = [counts for splits in meta["languages"].values() for counts in splits.values()]
@@ -30,24 +31,26 @@ def describe(name: str, meta: Meta) -> str:
 
 
 def contamination_table(meta: Meta) -> str:
-    """A line for each split that was measured."""
+    """Return how much of dev occurs in train, with a line for each way to split that was measured."""
     chosen = meta["flags"]["split_by"]
     lengths = list(meta["contamination"][chosen])
-    lines = [f"{'dev n-grams in train':<24}" + "".join(f"{'n = ' + n:>10}" for n in lengths)]
+    rows = [["dev n-grams in train", *(f"n = {n}" for n in lengths)]]
     for split_by, shares in meta["contamination"].items():
         cells = ("-" if shares.get(n) is None else f"{shares[n]:.2%}" for n in lengths)
-        label = f"split by {split_by}" + " (this)" * (split_by == chosen)
-        lines.append(f"{label:<24}" + "".join(f"{cell:>10}" for cell in cells))
-    return "\n".join(lines)
+        rows.append([f"split by {split_by}" + " (this)" * (split_by == chosen), *cells])
+    return text_table(rows)
 
 
 def file_lengths(meta: Meta) -> list[int]:
-    """Tokens of each source file."""
+    """Return the number of tokens of each source file."""
     return [count for source in meta["sources"] for count in source["files"].values()]
 
 
 def frequent_words(meta: Meta) -> list[tuple[str, float]]:
-    """The most frequent tokens as text, or by number where the tokenizer cannot be had, and their share of all."""
+    """Return the most frequent tokens and their shares of all tokens.
+
+    A token is shown as its text, or as its number if the tokenizer cannot be loaded.
+    """
     try:
         tokenizer = load_tokenizer(meta["tokenizer"]["name"])
     except InputError as error:
@@ -58,6 +61,6 @@ def frequent_words(meta: Meta) -> list[tuple[str, float]]:
 
 
 def _word(tokenizer: "Tokenizer | None", token: int) -> str:
-    """A token's text, with its white space made visible."""
+    """Return a token's text with visible signs for white space."""
     text = str(token) if tokenizer is None else tokenizer.decode([token], skip_special_tokens=False)
     return text.replace("\n", "⏎").replace("\t", "⇥").replace(" ", "␣")

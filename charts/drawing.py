@@ -1,4 +1,4 @@
-"""Charts: curves of runs, features of a dataset, shares with their intervals."""
+"""Draw charts: curves of runs, features of a dataset, shares with their intervals."""
 
 import math
 import os
@@ -6,25 +6,26 @@ import warnings
 from pathlib import Path
 from typing import NamedTuple
 
-os.environ.pop("MPLBACKEND", None)  # for windows, of which none is opened; a wrong one would stop the import
+os.environ.pop("MPLBACKEND", None)  # a wrong name there would stop the import; no window is opened here
 
 import matplotlib
 import numpy as np
 from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.gridspec import SubplotSpec
 from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter, LogLocator, SymmetricalLogLocator
 
 from common.files import atomic_write
 
-# Okabe and Ito's colours, which colour-blind readers tell apart (jfly.uni-koeln.de/color), without the yellow.
+# The colours of Okabe and Ito without the yellow: colour-blind readers can tell them apart (jfly.uni-koeln.de/color).
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-DASHES = ("-", "--")  # alternate, so that a curve is visible below one that covers it
+DASHES = ("-", "--")  # alternating: a curve is visible below a dashed one that covers it
 CJK_FONTS = ("Noto Sans CJK JP", "Noto Sans CJK SC", "WenQuanYi Micro Hei", "PingFang SC", "Microsoft YaHei")
 FONTS = [name for name in CJK_FONTS if name in font_manager.get_font_names()]
 STYLE = {
-    "text.parse_math": False,  # a name with $ is not TeX
+    "text.parse_math": False,  # a $ in a name does not begin a formula
     "font.family": ["DejaVu Sans", *FONTS],
     "axes.grid": True,
     "grid.alpha": 0.3,
@@ -33,7 +34,7 @@ STYLE = {
     "axes.spines.right": False,
     "figure.figsize": (7, 4),
     "figure.constrained_layout.use": True,
-    "pdf.fonttype": 42,  # text stays text
+    "pdf.fonttype": 42,  # embeds fonts, so that text can be searched and copied
 }
 matplotlib.rcParams.update(STYLE)
 X_LABELS = {"step": "optimizer steps", "tokens": "tokens trained on", "time": "minutes of training"}
@@ -41,25 +42,26 @@ X_LABELS = {"step": "optimizer steps", "tokens": "tokens trained on", "time": "m
 
 class Line(NamedTuple):
     label: str
-    style: int  # chooses colour and dashes
+    style: int  # the number of its colour and dashes
     x: list[float]
     y: list[float]
 
 
 class Bar(NamedTuple):
     label: str
-    values: dict[str, tuple[float, float, float]]  # name -> share of 1, and the bounds of its interval
+    values: dict[str, tuple[float, float, float]]  # name -> share and the bounds of its interval, as fractions of 1
 
 
 def line_chart(
     lines: list[Line], levels: list[Line], axis: str, y_label: str, is_noisy: bool, may_be_log: bool
 ) -> Figure:
-    """Curves of runs, and dotted levels at one value each.
+    """Draw curves of runs.
 
     Args:
+        levels: drawn as dotted horizontal lines, at the single value of each.
         axis: what x is, one of X_LABELS.
-        is_noisy: draw the values thin and faint, and over them their moving mean.
-        may_be_log: a logarithmic y axis if the values, all positive or all negative, span more than a factor of 10.
+        is_noisy: draw the values thin and faint, with their moving mean on top.
+        may_be_log: make the y axis logarithmic if all values have the same sign and span more than a factor of 10.
     """
     figure = Figure()
     axes = figure.add_subplot()
@@ -88,7 +90,7 @@ def line_chart(
 
 
 def _set_log_y(axes: Axes, smallest: float, is_negative: bool) -> None:
-    """A logarithmic axis with labels at 1, 2 and 5 of each decade; mirrored for negative values.
+    """Make the y axis logarithmic, with labels at 1, 2 and 5 of each decade. Negative values mirror it.
 
     Args:
         smallest: the smallest absolute value.
@@ -104,7 +106,7 @@ def _set_log_y(axes: Axes, smallest: float, is_negative: bool) -> None:
 
 
 def _add_legend(figure: Figure, axes: Axes, handles: dict) -> None:
-    """Names below the axes; a single name becomes the title."""
+    """Write the names below the axes; a single name becomes the title."""
     if len(handles) == 1:
         axes.set_title(*handles)
         return
@@ -112,16 +114,16 @@ def _add_legend(figure: Figure, axes: Axes, handles: dict) -> None:
         [*handles.values()], [""] * len(handles), loc="outside lower center", ncols=min(3, len(handles)), frameon=False
     )
     for text, label in zip(legend.get_texts(), handles, strict=True):
-        text.set_text(label)  # only now, since matplotlib leaves out labels that begin with _
+        text.set_text(label)  # set here, because `legend` leaves out labels that begin with _
 
 
 def moving_mean(values: list[float], width: int) -> np.ndarray:
-    """[len(values) - width + 1] float64"""
+    """Return float64 [len(values) - width + 1]."""
     return np.convolve(values, np.full(width, 1 / width), "valid")
 
 
 def histogram(lengths: list[int], title: str) -> Figure:
-    """Files by their number of tokens, on a logarithmic axis."""
+    """Draw the number of files by their number of tokens, on a logarithmic axis."""
     figure = Figure()
     axes = figure.add_subplot(title=title, xlabel="tokens in the file", ylabel="files", xscale="log")
     axes.hist(lengths, bins=np.geomspace(max(min(lengths), 1), max(lengths) + 1, 40), color=COLOURS[0])
@@ -130,8 +132,8 @@ def histogram(lengths: list[int], title: str) -> Figure:
     return figure
 
 
-def _bar_axes(figure: Figure, place: int, labels: list[str], title: str, x_label: str) -> Axes:
-    """Axes for horizontal bars, the first on top."""
+def bar_axes(figure: Figure, place: SubplotSpec | int, labels: list[str], title: str, x_label: str = "") -> Axes:
+    """Add axes for horizontal bars, the first on top. `place` is what matplotlib's `add_subplot` takes."""
     axes = figure.add_subplot(place, title=title, xlabel=x_label)
     axes.set_yticks(range(len(labels)), labels)
     axes.set_ylim(len(labels) - 0.5, -0.5)
@@ -140,9 +142,9 @@ def _bar_axes(figure: Figure, place: int, labels: list[str], title: str, x_label
 
 
 def bars(words: list[tuple[str, float]], title: str) -> Figure:
-    """Shares of words as horizontal bars, the most frequent on top."""
+    """Draw the shares of words as horizontal bars."""
     figure = Figure(figsize=(7, 6))
-    axes = _bar_axes(figure, 111, [word for word, _ in words], title, "share of all tokens (%)")
+    axes = bar_axes(figure, 111, [word for word, _ in words], title, "share of all tokens (%)")
     axes.barh(range(len(words)), [100 * share for _, share in words], color=COLOURS[0])
     for label in axes.get_yticklabels():
         label.set_fontfamily(["DejaVu Sans Mono", "DejaVu Sans", *FONTS])
@@ -150,17 +152,17 @@ def bars(words: list[tuple[str, float]], title: str) -> Figure:
 
 
 def contamination_chart(meta: dict, title: str) -> Figure:
-    """Shares of dev's n-grams that occur in train, a group of bars for each split."""
+    """Draw the shares of dev's n-grams that occur in train, with a group of bars for each way to split."""
     figure = Figure()
     splits = meta["contamination"]
     lengths = list(splits[meta["flags"]["split_by"]])
-    names, x_label = [f"split by {name}" for name in splits], "share of dev's n-grams that occur in train (%)"
-    axes = _bar_axes(figure, 111, names, title, x_label)
+    names = [f"split by {name}" for name in splits]
+    axes = bar_axes(figure, 111, names, title, "share of dev's n-grams that occur in train (%)")
     height, handles = 0.8 / len(lengths), {}
     for number, length in enumerate(lengths):
         shares = [of_split.get(length) for of_split in splits.values()]
-        places = [place + (number - (len(lengths) - 1) / 2) * height for place in range(len(splits))]
-        drawn = axes.barh(places, [100 * (share or 0) for share in shares], 0.9 * height, color=COLOURS[number])
+        y = np.arange(len(splits)) + (number - (len(lengths) - 1) / 2) * height
+        drawn = axes.barh(y, [100 * (share or 0) for share in shares], 0.9 * height, color=COLOURS[number])
         axes.bar_label(drawn, ["none to measure" if share is None else f"{share:.1%}" for share in shares], padding=3)
         handles[f"{length}-grams"] = drawn
     axes.set(xlim=(0, 115), xticks=range(0, 101, 20))
@@ -169,41 +171,36 @@ def contamination_chart(meta: dict, title: str) -> Figure:
 
 
 def interval_chart(panels: dict[str, list[Bar]], x_label: str) -> Figure:
-    """Shares with their intervals, a panel for each group that may be compared; all panels have the same scale."""
+    """Draw shares with their intervals: a panel for each group that may be compared, all with the same x axis."""
     rows = [len(bars) for bars in panels.values()]
     names = list(dict.fromkeys(name for bars in panels.values() for bar in bars for name in bar.values))
+    colours = {name: COLOURS[number % len(COLOURS)] for number, name in enumerate(names)}
     height = 0.8 / max(1, len(names))
     figure = Figure(figsize=(7, 1 + 0.7 * len(rows) + 0.6 * sum(rows)))
-    grid, first = figure.add_gridspec(len(rows), height_ratios=rows), None
+    grid = figure.add_gridspec(len(rows), height_ratios=rows)
     for place, (title, bars) in zip(grid, panels.items(), strict=True):
-        axes = _bar_axes(figure, place, [bar.label for bar in bars], title, "")
-        first = first or axes
-        if axes is not first:
-            axes.sharex(first)
-        if place != grid[-1]:
-            axes.tick_params(labelbottom=False)
-        for number, name in enumerate(names):
-            colour = COLOURS[number % len(COLOURS)]
-            for row, bar in enumerate(bars):
-                if name not in bar.values:
-                    continue
-                value, low, high = (100 * share for share in bar.values[name])
-                y = row + (number - (len(names) - 1) / 2) * height
+        axes = bar_axes(figure, place, [bar.label for bar in bars], title)
+        if axes is not figure.axes[0]:
+            axes.sharex(figure.axes[0])
+        axes.tick_params(labelbottom=place == grid[-1])
+        for row, bar in enumerate(bars):
+            for name, share in bar.values.items():
+                value, low, high = (100 * each for each in share)
+                y = row + (names.index(name) - (len(names) - 1) / 2) * height
                 ends = [[max(0, value - low)], [max(0, high - value)]]
-                axes.barh(y, value, 0.9 * height, color=colour, alpha=0.8)
+                axes.barh(y, value, 0.9 * height, color=colours[name], alpha=0.8)
                 axes.errorbar(value, y, xerr=ends, fmt="none", ecolor="black", capsize=3)
                 axes.annotate(f"{value:.1f}", (max(value, high), y), (4, 0), textcoords="offset points", va="center")
-    first.margins(x=0.1)
-    first.set_xlim(left=0)
+    figure.axes[0].margins(x=0.1)
+    figure.axes[0].set_xlim(left=0)
     axes.set_xlabel(x_label if len(names) != 1 else f"{names[0]} {x_label}")
     if len(names) > 1:
-        handles = {name: Patch(color=COLOURS[n % len(COLOURS)], alpha=0.8) for n, name in enumerate(names)}
-        _add_legend(figure, axes, handles)
+        _add_legend(figure, axes, {name: Patch(color=colour, alpha=0.8) for name, colour in colours.items()})
     return figure
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Write a chart; characters that no font has are drawn as boxes."""
+    """Write a chart in the format of the file's name. Characters that no font has are drawn as boxes."""
     with atomic_write(path, "wb") as file, warnings.catch_warnings(), matplotlib.rc_context(STYLE):
         warnings.filterwarnings("ignore", "Glyph .* missing")
         figure.savefig(file, format=path.suffix[1:], dpi=150)

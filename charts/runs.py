@@ -1,4 +1,4 @@
-"""Training runs as they lie on the disk: their TensorBoard files and settings."""
+"""Read training runs from the disk: their TensorBoard files and settings."""
 
 import itertools
 import math
@@ -16,7 +16,7 @@ from training.config import RESULTS
 
 Curve = dict[int, float]  # optimizer step -> value
 PERPLEXITY = "eval_perplexity_dev"
-# What the Trainer of Hugging Face calls the same.
+# The names that Hugging Face's Trainer logs, and ours for the same scalars.
 ALIASES = {
     "train/loss": "loss_train_recent",
     "eval/loss": "loss_dev",
@@ -27,7 +27,7 @@ ALIASES = {
 
 
 class Settings(TypedDict, total=False):
-    """What is read of a run's hyperparams.json."""
+    """The part of a run's hyperparams.json that is used here."""
 
     model_select: str
     from_scratch: bool
@@ -45,9 +45,9 @@ class Run:
     """What a run has logged.
 
     Attributes:
-        scalars: by name, in the order of the steps; what a restart has made void is left out.
-        minutes: step -> time in training up to then; the pause before a restart of ours does not count.
-        settings: hyperparams.json; empty for a run of another program.
+        scalars: name -> curve, in the order of the steps. Values that a restart computed again are left out.
+        minutes: step -> minutes of training until then. The pause before a restart is not counted.
+        settings: from hyperparams.json; empty for a run of another program.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Run:
     settings: Settings = field(default_factory=Settings)
 
     def positions(self, steps: Sequence[int], axis: str) -> list[float]:
-        """Where steps lie on an axis: "step", "tokens" (trained on) or "time" (minutes).
+        """Return where steps are on an axis: "step", "tokens" (trained on) or "time" (minutes).
 
         Raises:
             InputError: the run has not logged its tokens.
@@ -77,7 +77,7 @@ class Run:
 
     @property
     def dataset(self) -> str:
-        """Its name, and how it is split today."""
+        """The dataset's name and, if the dataset still exists, how it is split."""
         name = self.settings.get("dataset_name", "unknown")
         try:
             return f"{name} (split by {read_split(ROOT / 'dataset' / name / 'json')})"
@@ -85,12 +85,15 @@ class Run:
             return name
 
     def last(self, *scalars: str) -> float | None:
-        """The last value of the first of the scalars that has been logged."""
+        """Return the last value of the first of `scalars` that the run has logged."""
         return next((next(reversed(self.scalars[name].values())) for name in scalars if name in self.scalars), None)
 
+    def finite_perplexities(self) -> Curve:
+        return {step: value for step, value in self.scalars.get(PERPLEXITY, {}).items() if math.isfinite(value)}
+
     def results(self) -> dict[str, float | None]:
-        """The rows of the report's table, then what it lacks."""
-        finite = {step: value for step, value in self.scalars.get(PERPLEXITY, {}).items() if math.isfinite(value)}
+        """Return the results in the report's table, then those that the report does not have."""
+        finite = self.finite_perplexities()
         best = min(finite, key=finite.__getitem__, default=None)
         values = (
             -finite[best] if best is not None else None,
@@ -106,19 +109,19 @@ class Run:
 
 
 def read_run(folder: Path, name: str) -> Run:
-    """Read a run folder, or a bare folder of TensorBoard files; the run may be going on, or have been restarted.
+    """Read a run folder or a folder of TensorBoard files. The run may still be running or have been restarted.
 
     Raises:
-        InputError: no such folder, no readable TensorBoard file with scalars in it, or a hyperparams.json that is not
-            as train.py writes it.
+        InputError: there is no such folder, it has no readable TensorBoard file with scalars, or its hyperparams.json
+            is not as train.py writes it.
     """
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; name a run folder, as model/<run_name>")
+        raise InputError(f"{folder}: no such folder; name a run folder, such as model/<run_name>")
     logs = folder / "tensorboard" if (folder / "tensorboard").is_dir() else folder
     settings = folder / "hyperparams.json"
-    run = Run(name, settings=read_json(settings, Settings, "mend it or move it away") if settings.exists() else {})
+    run = Run(name, settings=read_json(settings, Settings, "correct it or move it away") if settings.exists() else {})
     files = [read_events(file) for file in sorted(logs.glob("*tfevents*")) if file.is_file()]
-    started = 0.0  # so that `minutes` leaves out a pause, the time at which the run would have begun without one
+    started = 0.0  # when the run would have started if it had never paused
     for events in sorted(filter(None, files), key=lambda events: events[0].wall_time):
         started = started or events[0].wall_time
         for event in events:
@@ -133,33 +136,33 @@ def read_run(folder: Path, name: str) -> Run:
     run.scalars = {tag: dict(sorted(curve.items())) for tag, curve in run.scalars.items() if curve}
     run.minutes = dict(sorted(run.minutes.items()))
     if not run.scalars:
-        raise InputError(f"{logs}: holds no TensorBoard file with scalars; has the run logged yet?")
-    perplexities = {step: value for step, value in run.scalars.get(PERPLEXITY, {}).items() if math.isfinite(value)}
-    best = itertools.accumulate((-value for value in perplexities.values()), max)
-    if perplexities:
+        raise InputError(f"{logs}: has no TensorBoard file with scalars; perhaps the run has logged nothing yet")
+    if perplexities := run.finite_perplexities():
+        best = itertools.accumulate((-value for value in perplexities.values()), max)
         run.scalars.setdefault("best_score_for_perplexity", dict(zip(perplexities, best, strict=True)))
     return run
 
 
 def read_events(path: Path) -> list:
-    """The events of one TensorBoard file as far as it is whole; a note on stderr reports it if it is not."""
+    """Read the events of one TensorBoard file. If it is damaged, use those before the damage and print a note."""
     from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
     from tensorboard.compat.proto.event_pb2 import Event
 
-    size = path.stat().st_size  # before reading, as the run may still be writing
+    size = path.stat().st_size  # measured before reading, because the run may still be writing
     records = list(RawEventFileLoader(str(path)).Load())
     if not records or sum(len(record) + 16 for record in records) < size:  # each has a length and two checksums
-        print(f"note: {path}: torn or empty; {len(records)} whole records are used", file=sys.stderr)
+        print(f"note: {path}: damaged or empty; only its first {len(records)} records are used", file=sys.stderr)
     return [Event.FromString(record) for record in records]
 
 
 def scalars_of(event) -> Iterator[tuple[str, float]]:
+    """Yield the name and value of each scalar in a TensorBoard event."""
     from tensorboard.util.tensor_util import make_ndarray
 
     for value in event.summary.value:
         if value.HasField("simple_value"):
             yield value.tag, value.simple_value
-        elif value.HasField("tensor"):  # TensorFlow 2 writes scalars so
+        elif value.HasField("tensor"):  # as TensorFlow 2 writes scalars
             array = make_ndarray(value.tensor)
             if array.size == 1 and array.dtype.kind in "fiu":
                 yield value.tag, array.item()

@@ -1,5 +1,6 @@
-"""Comparison of results of evaluate.py --problems: a table and a chart for those of the same problems."""
+"""Compare results of evaluate.py --problems: a table and the bars of a chart for each set of problems."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
@@ -9,7 +10,8 @@ from common.json_files import read_json
 if TYPE_CHECKING:
     from charts.drawing import Bar
 
-ROUNDING = 1e-9  # by how much the mean may be outside of its interval
+ROUNDING = 1e-9  # a mean may lie outside its interval by this much
+REMEDY = "name a file that evaluate.py --problems has written with --output"
 
 
 class Rate(TypedDict):
@@ -38,82 +40,70 @@ class _Result(TypedDict):
 
 
 class Result(_Result, total=False):
-    """What is read of a result; shares are of 1."""
+    """The part of a result that is used here. Rates and shares are fractions of 1."""
 
-    engine: str  # not in those of earlier versions
+    engine: str  # missing in results of earlier versions
 
 
 class ComparableResults(NamedTuple):
-    """Results that may be compared: of the same problems, completed in the same way."""
+    """Results that may be compared, because they are of the same problems and of the same task."""
 
     title: str
-    results: list[tuple[str, Result]]  # with their names, which may be the same
+    results: list[tuple[str, Result]]  # with their names, which need not differ
     ks: list[str]
 
 
 def read_result(path: Path) -> Result:
-    """Raises InputError where the file is not a result of evaluate.py --problems."""
-    remedy = "name a file that evaluate.py --problems has written with --output"
-    result = read_json(path, Result, remedy)
+    """Raises InputError if the file is not a result of evaluate.py --problems."""
+    result = read_json(path, Result, REMEDY)
     for k, rate in result["pass_at_k"].items():
-        ordered = (
-            -ROUNDING <= rate["low"] <= rate["value"] + ROUNDING <= rate["high"] + 2 * ROUNDING <= 1 + 3 * ROUNDING
-        )
-        if not k.isdecimal() or not ordered:
-            raise InputError(f"{path}: pass_at_k.{k} is no share with an interval around it; {remedy}")
+        bounds = (0, rate["low"], rate["value"], rate["high"], 1)
+        if not k.isdecimal() or any(low > high + ROUNDING for low, high in pairwise(bounds)):
+            raise InputError(f"{path}: pass_at_k.{k} is not a share with an interval around it; {REMEDY}")
     return result
 
 
 def compare_results(results: list[tuple[str, Result]]) -> list[ComparableResults]:
-    """Results by their problems, told apart by content and number, not by the file's name."""
+    """Group results by their problems. The content and number of the problems count, not the file's name."""
     groups: dict[tuple, list[tuple[str, Result]]] = {}
     for name, result in results:
         key = result["problems_sha256"], result["problems"], result["settings"].get("infill", "")
         groups.setdefault(key, []).append((name, result))
-    return [
-        ComparableResults(
-            f"{Path(of_group[0][1]['problems_file']).name} ({sha[:8]}): {number:,} "
-            + ("single lines" if infill else "problems"),
-            of_group,
-            sorted({k for _, result in of_group for k in result["pass_at_k"]}, key=int),
-        )
-        for (sha, number, infill), of_group in groups.items()
-    ]
+    comparable = []
+    for (sha, number, infill), of_group in groups.items():
+        file = Path(of_group[0][1]["problems_file"]).name
+        title = f"{file} ({sha[:8]}): {number:,} {'single lines' if infill else 'problems'}"
+        ks = sorted({k for _, result in of_group for k in result["pass_at_k"]}, key=int)
+        comparable.append(ComparableResults(title, of_group, ks))
+    return comparable
 
 
 def how(result: Result) -> str:
-    """How the completions were generated, as far as it matters for a comparison."""
+    """Return how the completions were generated, as far as it matters for a comparison."""
     settings, n = result["settings"], result["samples_per_problem"]
-    words = ["greedy" if n == 1 else f"{n} at {settings.get('temperature', '?')}"]
-    words.append("no suffix" if settings.get("no_infill") else f"stop at {settings.get('stop', '?')}")
-    return ", ".join(words)
+    sampling = "greedy" if n == 1 else f"{n} at {settings.get('temperature', '?')}"
+    return f"{sampling}, " + ("no suffix" if settings.get("no_infill") else f"stop at {settings.get('stop', '?')}")
 
 
 def results_table(group: ComparableResults) -> str:
-    """In Markdown, its columns aligned."""
+    """Return a Markdown table with aligned columns."""
     rates = [f"pass@{k} (95 % interval)" for k in group.ks]
-    rows = [
-        ["model", "completions", *rates, "parse", "run", "end", "repeat", "problems", "sandbox", "engine"],
-        *(
-            [
-                name.replace("|", "\\|"),
-                how(result),
-                *(_show(result["pass_at_k"].get(k)) for k in group.ks),
-                *(f"{result['shares'][share]:.1%}" for share in ("parses", "runs", "finished", "repeats")),
-                f"{result['problems']:,}",
-                result["sandbox"],
-                result.get("engine") or "-",
-            ]
-            for name, result in group.results
-        ),
-    ]
+    rows = [["model", "completions", *rates, "parse", "run", "end", "repeat", "problems", "sandbox", "engine"]]
+    for name, result in group.results:
+        shares = (f"{result['shares'][share]:.1%}" for share in ("parses", "runs", "finished", "repeats"))
+        cells = [name.replace("|", "\\|"), how(result), *(_show(result["pass_at_k"].get(k)) for k in group.ks), *shares]
+        rows.append([*cells, f"{result['problems']:,}", result["sandbox"], result.get("engine") or "-"])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [f"| {' | '.join(map(str.ljust, row, widths))} |" for row in rows]
     return "\n".join([lines[0], f"|{'|'.join('-' * (width + 2) for width in widths)}|", *lines[1:]])
 
 
-def shares_of(group: ComparableResults) -> "list[Bar]":
-    """What charts.drawing.interval_chart draws of them."""
+def _show(rate: Rate | None) -> str:
+    return f"{rate['value']:.1%} ({rate['low']:.1%} to {rate['high']:.1%})" if rate else "-"
+
+
+def bars_of(group: ComparableResults) -> "list[Bar]":
+    """Return the bars that `charts.drawing.interval_chart` draws for a group."""
     from charts.drawing import Bar
 
     return [
@@ -123,7 +113,3 @@ def shares_of(group: ComparableResults) -> "list[Bar]":
         )
         for name, result in group.results
     ]
-
-
-def _show(rate: Rate | None) -> str:
-    return f"{rate['value']:.1%} ({rate['low']:.1%} to {rate['high']:.1%})" if rate else "-"

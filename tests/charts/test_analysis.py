@@ -151,7 +151,7 @@ def test_a_torn_or_empty_event_file_is_reported_and_the_rest_is_used(project, tm
     (run / "tensorboard" / "events.out.tfevents.0").touch()
     done = project.run("analysis.py", "runs", run)
     notes = done.stderr.splitlines()
-    assert [("torn or empty" in note, note.startswith("note: ")) for note in notes] == [(True, True)] * 2
+    assert [("damaged or empty" in note, note.startswith("note: ")) for note in notes] == [(True, True)] * 2
     assert is_chart(run / "figures" / "dev_loss.png")
     file.write_bytes(content[:-7])
     assert str(file) in project.run("analysis.py", "runs", run).stderr
