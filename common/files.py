@@ -155,7 +155,7 @@ def _remove_abandoned(paths: Iterable[Path]) -> None:
     for path in paths if os.name != "nt" else ():  # Windows locks no folders
         if not path.is_file() and not path.is_dir():  # opening a pipe would wait
             continue
-        with contextlib.suppress(OSError):  # locked, or another user's
+        with contextlib.suppress(OSError, RecursionError):  # locked, another user's, or nested too deep
             descriptor = os.open(path, os.O_RDONLY)
             try:
                 _take(descriptor)

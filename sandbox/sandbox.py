@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from common.command import InputError
-from common.files import ROOT
+from common.files import ROOT, scratch_folder
 
 T = TypeVar("T")
 
@@ -61,6 +61,7 @@ class Sandbox:
         if os.name != "posix":
             raise InputError("generated code can be run on Linux and macOS only; on Windows, use WSL")
         self._packages = _numpy_folders()
+        self._scratch = scratch_folder() if allow_weak_sandbox else None  # for the working folders of level limits
         for self.level in ("namespaces", "landlock", *["limits"] * allow_weak_sandbox):
             probe = self.run("", PROBE_SECONDS)
             if probe.passed:
@@ -83,7 +84,7 @@ class Sandbox:
         report, pipe = os.pipe()
         job = {"program": program, "number": number, "pipe": pipe, "seconds": seconds, "level": self.level}
         job |= {"packages": list(map(str, self._packages)), "parent": os.getpid()}
-        folder = tempfile.mkdtemp(prefix="autocoder-") if self.level == "limits" else "/"
+        folder = tempfile.mkdtemp(dir=self._scratch) if self.level == "limits" else "/"
         try:
             try:
                 process = subprocess.Popen(
