@@ -126,7 +126,7 @@ def right(stage: Stage) -> None:
     )
     tests = tests[:1] if stage.small else tests
     stage.run("tests", "-m", "pytest", "-q", *tests, most_s=150, AUTOCODER_TEST_GPU="1")
-    data, shape, on_gpu = stage.dataset(stage.shape(), 100), stage.shape(), stage.results["machine"]["cuda"]
+    data, shape, on_gpu = stage.dataset(stage.shape(), 100), stage.shape(), stage.results["machine"]["memory_gib"]
     steps = 6 if stage.small else 200
     common = ["train.py", "--dataset_name", data, "--model_select", shape, "--from_scratch", "--overwrite"]
     common += ["--lr", 1e-4, "--scheduler", "constantlr", "--dev_windows", 16 if stage.small else 512]
@@ -196,7 +196,7 @@ def fast(stage: Stage) -> None:
     output = ("--output", stage.folder / "benchmarks.json", "--chart", stage.folder / "benchmarks.png")
     quick = ("--quick",) if stage.small else ("--repeats", 3)
     stage.run("benchmarks", "-m", "benchmarks", "--model", shape, *quick, *output, most_s=330)
-    on_gpu = stage.results["machine"]["cuda"]
+    on_gpu = stage.results["machine"]["memory_gib"]
     for batch in (4, 8, 64) if on_gpu else (2,):
         for compiled in (False, True) if on_gpu else (False,):
             name = f"step, batch {batch}{', compiled' * compiled}"
