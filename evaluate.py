@@ -179,7 +179,7 @@ def evaluate_infill(flags: EvaluateFlags) -> None:
         engine,
         spans,
         contexts if contexts.any_for(spans) else None,
-        lambda prompt, text: score_texts(model, [prompt], [text])[0].bits,
+        lambda prompt, text, at_line_end: score_texts(model, [prompt], [text], at_line_end)[0].bits,
     )
     places = until_stopped(filled, len(spans))
     summary = summarise(places)

@@ -94,14 +94,14 @@ def fill_in(
     engine: Engine,
     spans: Sequence[Span],
     find_context: Callable[[Span, str], Sequence[Chunk]] | None = None,
-    bits: Callable[[Prompt, str], float] | None = None,
+    bits: Callable[[Prompt, str, bool], float] | None = None,
     ways: Sequence[tuple[bool, bool]] = WAYS,
 ) -> Iterator[Place]:
     """Fill in each span greedily, up to the end of the line or of the block.
 
     Args:
         find_context: returns the chunks for a span and the shown suffix; None to skip the ways with context.
-        bits: returns the bits that a text costs after a prompt.
+        bits: returns the bits that a text costs after a prompt, given whether it ends with its line.
         ways: pairs (with suffix, with context).
     """
     ways = [way for way in ways if find_context or not way[1]]
@@ -126,7 +126,7 @@ def _answer(engine: Engine, span: Span, suffix: str, chunks: Sequence[Chunk], bi
         written = written.lstrip("\n")
     similarity = difflib.SequenceMatcher(None, written, wanted, autojunk=False).ratio()
     prompt = read_place(engine, span.prefix, suffix, chunks, span.path, span.language, MAX_NEW_TOKENS)
-    cost = bits(prompt, wanted) if bits else None
+    cost = bits(prompt, wanted, span.suffix.startswith(("\n", "\r\n"))) if bits else None
     shown = [f"{chunk.path}:{chunk.first_line}" for chunk in chunks]
     return Answer(found.text, written == wanted, similarity, seconds, cost, shown)
 

@@ -51,8 +51,13 @@ def load_measured(path: str, precision: str = "auto") -> "tuple[Engine, GPTSingl
     return engine, model
 
 
-def score_texts(model: "GPTSingleHead", prompts: Sequence[Prompt], texts: Sequence[str]) -> list[Score]:
+def score_texts(
+    model: "GPTSingleHead", prompts: Sequence[Prompt], texts: Sequence[str], at_line_end: bool = True
+) -> list[Score]:
     """Score a text after each prompt, all in one forward pass.
+
+    Args:
+        at_line_end: whether the texts end with their line, so that their last token may spell the line break too.
 
     As in completion, the end of each prompt is generated again. During that, only tokens that spell it are allowed, and
     all other tokens get probability 0.
@@ -74,11 +79,11 @@ def score_texts(model: "GPTSingleHead", prompts: Sequence[Prompt], texts: Sequen
     scores = []
     for place, (prompt, ids, own) in enumerate(zip(prompts, written, ranges, strict=True)):
         first = kept.index(own[0])
-        scores.append(_score(prompt, ids, logits[place, first : first + len(own)].float()))
+        scores.append(_score(prompt, ids, logits[place, first : first + len(own)].float(), at_line_end))
     return scores
 
 
-def _score(prompt: Prompt, ids: list[int], logits: "torch.Tensor") -> Score:
+def _score(prompt: Prompt, ids: list[int], logits: "torch.Tensor", at_line_end: bool) -> Score:
     """Args: logits: [ids + 1, V] float32, which this changes."""
     import torch
 
@@ -96,8 +101,13 @@ def _score(prompt: Prompt, ids: list[int], logits: "torch.Tensor") -> Score:
         others[torch.tensor(allowed, device=others.device)] = False
         logits[place].masked_fill_(others, -math.inf)
         chosen += (token,)
-    targets = torch.tensor(ids, device=logits.device)[:, None]
-    bits = -logits[:-1].log_softmax(-1).gather(1, targets).sum().item() / math.log(2)
+    log_probs = logits[: len(ids)].log_softmax(-1)
+    costs = [-log_probs[place, token].item() for place, token in enumerate(ids)]
+    if ids and reachable and at_line_end:  # a token may spell the last sign and the line break after it
+        last = vocabulary.bytes_of(ids[-1])
+        whole = [token for end in (b"\n", b"\r\n") for token in vocabulary.beginning_with(last + end)]
+        costs[-1] = -log_probs[-1, [ids[-1], *whole]].logsumexp(0).item()
+    bits = sum(costs) / math.log(2)
     choices = logits.argmax(-1).tolist()
     agreed = next((place for place, token in enumerate(ids) if choices[place] != token), len(ids))
     text, spelled = (b"".join(map(vocabulary.bytes_of, tokens)) for tokens in (ids, choices[: agreed + 1]))

@@ -143,6 +143,21 @@ def test_bits_are_those_of_the_model_among_the_tokens_that_can_follow(model):
     assert [score.bits for score in scores] == pytest.approx([expected, -share / math.log(2)], rel=1e-4)
 
 
+def test_the_last_token_may_spell_the_line_break_too():
+    engine, model = load_measured(str(ROOT / "pretrained" / "tiny"), "fp32")
+    vocabulary = engine.vocabulary
+    ids = vocabulary.encode("x = 1")
+    (line_break,) = vocabulary.encode("\n")
+    both = [id for id in range(vocabulary.largest_id + 1) if vocabulary.bytes_of(id).startswith((b"\n\n", b"\n\r\n"))]
+    assert both  # this tokenizer has tokens for several line breaks
+    log_probs = model.gpt(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
+    alone, either = log_probs[line_break].item(), log_probs[[line_break, *both]].logsumexp(0).item()
+    prompt = Prompt(ids, PromptEnd(vocabulary))
+    for at_line_end, expected in ((False, alone), (True, either)):
+        (score,) = score_texts(model, [prompt], ["\n"], at_line_end)
+        assert score.bits == pytest.approx(-expected / math.log(2), rel=1e-4)
+
+
 def test_a_text_is_the_first_choice_if_greedy_completion_writes_it():
     engine, model = load_measured(str(ROOT / "pretrained" / "tiny"), "fp32")
     prefixes = ["for number in ra", "import nump", "def add(a, b):\n    ret"]
