@@ -1,5 +1,6 @@
 """Compare a model before and after its adaptation at the same places, with intervals that show what may be chance."""
 
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,7 +53,8 @@ def measure_loss(model: "GPTSingleHead", file: Path, windows: int) -> dict[str, 
 def measure_places(path: str, spans: Sequence[Span], repository: str) -> Iterator[list[dict[str, Any]]]:
     """Yield, for AT_ONCE places at a time, whether the correct text is the model's first choice, and its bits.
 
-    At the first AT_ONCE places this also yields what an editor would show: the completion with suffix and context.
+    At the first AT_ONCE places this also yields what an editor would show, the completion with suffix and context, and
+    the seconds that it took.
     """
     from completion.complete import complete, read_place
     from evaluation.likelihood import load_measured, score_texts
@@ -73,9 +75,11 @@ def measure_places(path: str, spans: Sequence[Span], repository: str) -> Iterato
                 place["answers"][way] = {"exact": score.first_choice, "bits": round(score.bits, 3)}
         if first == 0:
             for place, span, context in zip(places, group, chunks, strict=True):
-                settings = {"suffix": span.suffix, "context": context, "path": span.path, "stop": "line"}
-                (found,) = complete(engine, span.prefix, span.language, temperature=0, **settings)
-                place["text"] = found.text
+                settings = {"temperature": 0, "max_new_tokens": MAX_NEW_TOKENS, "stop": "line"}
+                shown = {"suffix": span.suffix, "context": context, "path": span.path}
+                began = time.perf_counter()
+                (found,) = complete(engine, span.prefix, span.language, **shown, **settings)
+                place |= {"text": found.text, "seconds": time.perf_counter() - began}
         yield places
 
 

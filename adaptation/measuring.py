@@ -2,6 +2,7 @@
 
 import gc
 import json
+import statistics
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypedDict
@@ -83,9 +84,8 @@ def solve_lines(state: State, stage: str, path: str) -> dict[str, Any]:
     from completion.engines.load_engine import load_engine
     from evaluation.pass_at_k import ProblemSettings, measure_problems, model_fingerprint
 
-    before = state["before"]
-    a_place = before["seconds"] / max(1, len(before["places"])) / 2
-    limit = state.values.setdefault("problems", max(10, int(0.05 * state.seconds / a_place)))
+    completion = statistics.mean(place["seconds"] for place in state["before"]["places"] if "seconds" in place)
+    limit = state.values.setdefault("problems", max(10, int(0.05 * state.seconds / completion)))
     samples = state.run_folder / f"humaneval_{stage}.jsonl"
     settings = ProblemSettings(max_new_tokens=128, infill="line")
     result, _ = measure_problems(

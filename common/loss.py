@@ -50,9 +50,8 @@ class _NextTokenNats(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         matrix = _matrix(weight, _dtype(hidden))
-        errors = hidden.new_empty(
-            (len(hidden), len(matrix)), dtype=matrix.dtype
-        )  # gradient of the nats with respect to the logits
+        # The gradient of the nats with respect to the logits.
+        errors = hidden.new_empty((len(hidden), len(matrix)), dtype=matrix.dtype)
         nats = hidden.new_zeros((), dtype=torch.float32)
         for rows in _slices(hidden, matrix):
             torch.mm(hidden[rows].to(matrix.dtype), matrix.T, out=errors[rows])

@@ -198,7 +198,13 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def load_tokenizer(name_or_path: str) -> "Tokenizer":
-    """The tokenizer of a model, named as in `find_pretrained`, which with `read_tokenizer` lists the errors raised."""
+    """The tokenizer of a model.
+
+    Args:
+        name_or_path: as in `find_pretrained`.
+    Raises:
+        InputError: as in `find_pretrained` and `read_tokenizer`.
+    """
     return read_tokenizer(find_pretrained(name_or_path, weights=False))
 
 

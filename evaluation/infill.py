@@ -95,16 +95,14 @@ def fill_in(
     spans: Sequence[Span],
     find_context: Callable[[Span, str], Sequence[Chunk]] | None = None,
     bits: Callable[[Prompt, str, bool], float] | None = None,
-    ways: Sequence[tuple[bool, bool]] = WAYS,
 ) -> Iterator[Place]:
     """Fill in each span greedily, up to the end of the line or of the block.
 
     Args:
         find_context: returns the chunks for a span and the shown suffix; None to skip the ways with context.
         bits: returns the bits that a text costs after a prompt, given whether it ends with its line.
-        ways: pairs (with suffix, with context).
     """
-    ways = [way for way in ways if find_context or not way[1]]
+    ways = [way for way in WAYS if find_context or not way[1]]
     for span in spans:
         answers = {}
         for with_suffix, with_context in ways:

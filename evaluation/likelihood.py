@@ -102,12 +102,12 @@ def _score(prompt: Prompt, ids: list[int], logits: "torch.Tensor", at_line_end: 
         logits[place].masked_fill_(others, -math.inf)
         chosen += (token,)
     log_probs = logits[: len(ids)].log_softmax(-1)
-    costs = [-log_probs[place, token].item() for place, token in enumerate(ids)]
+    own = log_probs.gather(1, torch.tensor(ids, device=logits.device)[:, None])[:, 0]
     if ids and reachable and at_line_end:  # a token may spell the last sign and the line break after it
         last = vocabulary.bytes_of(ids[-1])
-        whole = [token for end in (b"\n", b"\r\n") for token in vocabulary.beginning_with(last + end)]
-        costs[-1] = -log_probs[-1, [ids[-1], *whole]].logsumexp(0).item()
-    bits = sum(costs) / math.log(2)
+        whole = [token for line_break in (b"\n", b"\r\n") for token in vocabulary.beginning_with(last + line_break)]
+        own[-1] = log_probs[-1, [ids[-1], *whole]].logsumexp(0)
+    bits = -own.sum().item() / math.log(2)
     choices = logits.argmax(-1).tolist()
     agreed = next((place for place, token in enumerate(ids) if choices[place] != token), len(ids))
     text, spelled = (b"".join(map(vocabulary.bytes_of, tokens)) for tokens in (ids, choices[: agreed + 1]))
