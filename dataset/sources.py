@@ -59,12 +59,14 @@ def find_sources(sources: Sequence[str], include_ignored: bool = False) -> Found
     Raises:
         InputError: a source does not exist, or no source has a file.
     """
+    remedy = "name another folder of source code"
     if tuple(sources) == DEFAULT_SOURCES:
         sources = [source for source in sources if source_root(source).is_dir()]
+        remedy = "name a folder of source code with --source DIR, or take Python's own library with --source stdlib"
     found = Found([], [], [])
     for source in sources:
         if not source_root(source).exists():
-            raise InputError(f"--source {source}: no such file or folder")
+            raise InputError(f"{source}: no such file or folder; {remedy}")
         for part, of_source in zip(found, _search(source, include_ignored), strict=True):
             part += sorted(of_source, key=lambda item: item.path)
     if not found.files:
@@ -72,8 +74,7 @@ def find_sources(sources: Sequence[str], include_ignored: bool = False) -> Found
         reasons += [say_left_out(found.left_out)] if found.left_out else []
         raise InputError(
             f"no .py or .java file in {' or '.join(sources or DEFAULT_SOURCES)}"
-            f"{' (' * bool(reasons)}{'; '.join(reasons)}{')' * bool(reasons)}; name a folder of source code with "
-            "--source DIR, or take Python's own library with --source stdlib"
+            f"{' (' * bool(reasons)}{'; '.join(reasons)}{')' * bool(reasons)}; {remedy}"
         )
     return found
 

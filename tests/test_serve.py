@@ -399,7 +399,7 @@ def test_refusals(port, tmp_path):
     assert "must hold a key" in refused("--api_key", tmp_path / "empty")
     assert "name a file that holds the key" in refused("--api_key", tmp_path / "none")
     assert "name a file that holds the key" in refused("--api_key", "/dev/zero")
-    assert "no such file or folder" in refused("--port", free_port(), "--repository", tmp_path / "none")
+    assert "no such folder" in refused("--port", free_port(), "--repository", tmp_path / "none")
     for key in ("two words", "a line\nbreak", "naïve"):
         assert "AUTOCODER_API_KEY: must hold a key" in refused(AUTOCODER_API_KEY=key)
     assert "--port" in refused("--port", 70000)

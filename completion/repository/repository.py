@@ -10,8 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from common.command import InputError
 from completion.repository.chunks import LONGEST, NAME, Chunk, cut_chunks, words_of
-from dataset.sources import find_sources, read_text
+from dataset.sources import SourceFile, find_sources, read_text
 
 QUERY_BEFORE, QUERY_AFTER = 24, 4  # lines before and after the cursor whose words are searched for
 NEARER = 0.9  # weight of a line's words, relative to the line that is one closer to the cursor
@@ -57,6 +58,8 @@ class Repository:
     """
 
     def __init__(self, folder: Path | None):
+        if folder and not folder.is_dir():
+            raise InputError(f"{folder}: no such folder; name the folder of a project")
         self.folder = folder
         self._numbers: dict[str, int] = {}  # of each word
         self._names: dict[str, tuple[int, ...]] = {}  # the numbers of the words of each name
@@ -92,7 +95,7 @@ class Repository:
         with self._lock:
             before = self._files
             self._files = {}
-            for source in find_sources([str(self.folder)]).files if self.folder else ():
+            for source in self._sources():
                 if file := self._read(source.file, source.path, before.get(source.path)):
                     self._files[source.path] = file
             if self._checked == 0 or list(self._files.items()) != list(before.items()):
@@ -176,6 +179,15 @@ class Repository:
                 max_tokens -= tokens
                 visible.update(map(str.strip, chunk.text.splitlines()))
         return sorted(chosen)
+
+    def _sources(self) -> list[SourceFile]:
+        try:
+            # An absolute path, because find_sources takes `stdlib` for Python's own library.
+            return find_sources([str(self.folder.absolute())]).files if self.folder else []
+        except InputError:
+            if self._checked:  # the last source file has been removed since
+                return []
+            raise
 
     def _read(self, file: Path, path: str, known: _File | None) -> _File | None:
         try:

@@ -1,6 +1,7 @@
 """Which chunks of a project are shown, and which never."""
 
 import subprocess
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -115,9 +116,23 @@ def test_a_word_more_does_not_change_what_is_shown(folder):
     assert shown(repository, CALLER + "money(receiver, amo", max_tokens=500) == first
 
 
-def test_a_folder_without_source_code_is_refused(tmp_path):
+def test_a_folder_without_source_code_is_refused_but_may_lose_its_last_file_later(tmp_path):
     with pytest.raises(InputError, match=r"no \.py or \.java file"):
         Repository(tmp_path)
+    (tmp_path / "bank.py").write_text(BANK)
+    with pytest.raises(InputError, match="no such folder"):
+        Repository(tmp_path / "bank.py")
+    repository = Repository(tmp_path)
+    (tmp_path / "bank.py").unlink()
+    repository.refresh()
+    assert shown(repository) == []
+
+
+def test_a_folder_with_the_name_of_a_known_source_is_that_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("stdlib").mkdir()
+    Path("stdlib", "bank.py").write_text(BANK)
+    assert shown(Repository(Path("stdlib"))) == ["bank.py"]
 
 
 CHUNKS = [Chunk("bank.py", 1, "class Bank:\n    pass\n"), Chunk("shop.py", 5, "class Shop:\n    pass")]
@@ -171,4 +186,7 @@ def test_interact_says_what_the_model_saw(project, folder):
     assert "note: context: none\n" in project.run(*command, "--context_tokens", 30).stderr
     asked = ("interact.py", "--model_path", "tiny", "--max_length", 4, "--prompt", CALLER, "--verbose", "--repository")
     assert "note: context: bank.py:1-8\n" in project.run(*asked, folder).stderr
-    assert "no such file or folder" in project.fails(*asked, folder / "absent")
+    for command in (asked, ("evaluate.py", "--infill", 1, "--repository")):  # no other command's flag is named
+        assert project.fails(*command, folder / "absent").startswith(f"error: {folder / 'absent'}: no such folder")
+    (folder / "empty").mkdir()
+    assert "--source" not in project.fails(*asked, folder / "empty")

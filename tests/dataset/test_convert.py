@@ -398,10 +398,9 @@ def test_stdlib_is_read_without_its_tests(convert):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--source", "{empty}"], "no .py or .java file in {empty}; name a folder"),
-        (["--source", "{empty}"], "--source stdlib"),
-        (["--source", "{empty}/nowhere"], "--source {empty}/nowhere: no such file or folder"),
-        (["--source", "{empty}/loop.py"], "--source {empty}/loop.py: no such file or folder"),
+        (["--source", "{empty}"], "no .py or .java file in {empty}; name another folder"),
+        (["--source", "{empty}/nowhere"], "{empty}/nowhere: no such file or folder"),
+        (["--source", "{empty}/loop.py"], "{empty}/loop.py: no such file or folder"),
         (["--source", "{empty}/pipe.py"], "no file can be used (not a regular file)"),
         (["--source", "{one}"], "Python: a split would be empty"),
         (["--source", "{one}", "--split_by", "segment"], "Python: dev would be empty, of 6 windows"),
