@@ -14,15 +14,28 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # which PYTHONSAFEPATH leaves out
 from common.command import Flags, InputError, flag, folder_name, output_file, parse_flags, run_command
 from common.files import atomic_write, dataset_file
+from completion.settings import TEMPERATURE, TOKENS
 from evaluation.loss import SingleCLMEvaluator
 from evaluation.places import KINDS
 from training.config import PRECISIONS
 
+MOST_SAMPLES = 10_000  # of a problem
+
 
 def spans_or_line(text: str) -> str:
-    if text != "line" and not (text.isdecimal() and 1 <= int(text) <= 100_000):
+    if text != "line" and not is_number(text, 100_000):
         raise ValueError("must be a number of spans, from 1 to 100,000, or `line` with --problems")
     return text
+
+
+def numbers(text: str) -> str:
+    if not all(is_number(part, MOST_SAMPLES) for part in text.split(",")):
+        raise ValueError(f"must be numbers from 1 to {MOST_SAMPLES:,} with commas between, as in 1,10")
+    return text
+
+
+def is_number(text: str, most: int) -> bool:
+    return text.isdecimal() and len(text) < 10 and 1 <= int(text) <= most  # int refuses a text of 5,000 digits
 
 
 @dataclass
@@ -72,10 +85,10 @@ class EvaluateFlags(Flags):
     max_problems: int = flag(
         0, "only the first so many problems of the file, or lines of their solutions; 0: all", at_least=0
     )
-    n_samples: int = flag(1, "completions of each problem: 1 is greedy", at_least=1, at_most=10_000)
-    k: str = flag("1", "which pass@k to report, as in 1,10")
-    temperature: float = flag(0.2, "of sampling, where --n_samples is above 1", above=0, at_most=100)
-    max_new_tokens: int = flag(512, "most tokens of a completion of a problem", at_least=1, at_most=1_000_000)
+    n_samples: int = flag(1, "completions of each problem: 1 is greedy", at_least=1, at_most=MOST_SAMPLES)
+    k: str = flag("1", "which pass@k to report, as in 1,10", type=numbers)
+    temperature: float = flag(0.2, "of sampling, where --n_samples is above 1", **TEMPERATURE)
+    max_new_tokens: int = flag(512, "most tokens of a completion of a problem", **TOKENS)
     stop: str = flag(
         "block", "where it ends: with the function, or at HumanEval's stop words", choices=("block", "words")
     )
@@ -87,6 +100,11 @@ class EvaluateFlags(Flags):
     )
     judge_again: bool = flag(False, "run the completions that --samples holds once more, without the model")
     allow_weak_sandbox: bool = flag(False, "run them even where nothing but limits on time and memory holds them")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.n_samples > 1 and not self.temperature:
+            raise InputError("--temperature 0 makes all samples of a problem equal; leave out --n_samples, or raise it")
 
 
 def main() -> None:
@@ -129,7 +147,7 @@ def main() -> None:
 
 def evaluate_problems(flags: EvaluateFlags) -> None:
     from completion.engines.load_engine import load_engine
-    from evaluation.pass_at_k import ProblemSettings, measure_problems, model_fingerprint, parse_ks, print_summary
+    from evaluation.pass_at_k import ProblemSettings, measure_problems, model_fingerprint, print_summary
 
     settings = ProblemSettings(
         flags.n_samples,
@@ -146,7 +164,7 @@ def evaluate_problems(flags: EvaluateFlags) -> None:
         lambda: load_engine(flags.model_path, flags.precision),
         model_fingerprint(flags.model_path),
         settings,
-        parse_ks(flags.k),
+        sorted({int(k) for k in flags.k.split(",")}),
         Path(flags.samples) if flags.samples else None,
         flags.max_problems,
         flags.judge_again,

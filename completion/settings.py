@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from common.command import Flags, flag
 from completion.stop_rules.stop_rule import STOPS
 
+TOKENS = {"at_least": 1, "at_most": 100_000}  # ranges of flags that other commands have too
+TEMPERATURE = {"at_least": 0, "at_most": 100}
+
 
 @dataclass(frozen=True)
 class CompletionSettings(Flags):
@@ -14,8 +17,8 @@ class CompletionSettings(Flags):
         InputError: a value is outside its range.
     """
 
-    max_new_tokens: int = flag(128, "most tokens to generate", "--max_length", at_least=1, at_most=100_000)
-    temperature: float = flag(0.2, "0: the most likely tokens; higher: more varied text", at_least=0, at_most=100)
+    max_new_tokens: int = flag(128, "most tokens to generate", "--max_length", **TOKENS)
+    temperature: float = flag(0.2, "0: the most likely tokens; higher: more varied text", **TEMPERATURE)
     top_k: int = flag(0, "sample only from this many most likely tokens; 0: from all", at_least=0)
     top_p: float = flag(0.95, "sample from the most likely tokens with this joint probability", above=0, at_most=1)
     repetition_penalty: float = flag(1.0, "above 1, earlier tokens become less likely", at_least=0.01, at_most=100)

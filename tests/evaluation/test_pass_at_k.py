@@ -82,7 +82,9 @@ def test_single_lines_are_filled_in(project, problems, tmp_path):
 
 def test_mistakes_cost_one_line_before_anything_runs(project, problems):
     assert "--n_samples 3" in project.fails(*FLAGS, "--problems", problems, "--k", "1,3")
-    assert "--k one" in project.fails(*FLAGS, "--problems", problems, "--k", "one")
+    for ks in ("one", "0", "1,", "9" * 5000):
+        assert "--k" in project.fails(*FLAGS, "--problems", problems, "--k", ks)
+    assert "--temperature 0" in project.fails(*FLAGS, "--problems", problems, "--temperature", 0, "--n_samples", 2)
     problems.write_text(problems.read_text()[:-9])
     assert "problems.jsonl:3: not JSON" in project.fails(*FLAGS, "--problems", problems)
 
