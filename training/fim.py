@@ -56,9 +56,9 @@ def learn_fim_words(model: GPTSingleHead) -> FimWords:
     """
     tokenizer = model.tokenizer.backend_tokenizer
     if tokenizer.decode(tokenizer.encode(PROBE, add_special_tokens=False).ids) != PROBE:
-        raise InputError("--fim_rate needs a byte-level tokenizer, whose tokens spell a text exactly; leave it out")
+        raise InputError("infilling (--fim_rate) needs a byte-level tokenizer, whose tokens spell a text exactly")
     if model.eos_token_id is None:
-        raise InputError("--fim_rate needs a tokenizer with a word for the end of a text (eos_token); leave it out")
+        raise InputError("infilling (--fim_rate) needs a tokenizer with a word for the end of a text (eos_token)")
     words = known_fim_words(tokenizer.token_to_id)
     if words is None:
         words = FIM_FAMILIES[0]

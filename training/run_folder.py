@@ -50,6 +50,10 @@ FIM = """
 It fills in the middle too, trained with `--fim_rate {rate:g}` on two orders: prefix word, suffix word, suffix,
 middle word, prefix; and prefix word, prefix, suffix word, suffix, middle word.
 After the first, what it writes follows the prefix directly."""
+NO_FIM = """
+
+Its base was trained with `--fim_rate {rate:g}` to fill in the middle. This run was trained without, so it may have
+forgotten that; `python evaluate.py --model_path PATH --infill 100` measures it."""
 
 
 def is_run(run_folder: Path) -> bool:
@@ -115,7 +119,12 @@ def report_unwritable(path: Path) -> Iterator[None]:
 
 
 def model_card(config: TrainConfig, report: dict, fim_rate: float) -> str:
-    """The card of a run's best model; `report` is ck_report.json."""
+    """The card of a run's best model.
+
+    Args:
+        report: ck_report.json.
+        fim_rate: the highest that the model was trained with, in this run or before.
+    """
     is_hub_id = not Path(config.model_select).exists() and config.model_select != "tiny"
     try:
         split = f", split by {read_meta(ROOT / 'dataset' / config.dataset_name / 'json')['flags']['split_by']}"
@@ -130,7 +139,7 @@ def model_card(config: TrainConfig, report: dict, fim_rate: float) -> str:
         dataset=config.dataset_name,
         split=split,
         words=" or ".join(f"`<{language}>`" for language in LANGUAGES),
-        fim=FIM.format(rate=fim_rate) if fim_rate else "",
+        fim=(FIM if config.fim_rate else NO_FIM).format(rate=config.fim_rate or fim_rate) if fim_rate else "",
         steps=report["saved_at_total_steps"],
         tokens=report["tokens_seen"],
         scores="\n".join(f"| {name} | {value:,.4f} |" for name, value in scores.items() if name != "tokens"),

@@ -111,6 +111,23 @@ def test_what_a_model_has_learned_of_it_is_loaded_with_it(fim_model, tmp_path):
     assert GPTSingleHead(str(tmp_path), from_scratch=True).fim_rate == 0
 
 
+@pytest.mark.parametrize(
+    ("before", "now", "expected"),
+    [
+        (0.5, 0.3, "It fills in the middle too, trained with `--fim_rate 0.3`"),
+        (0.5, 0.0, "Its base was trained with `--fim_rate 0.5` to fill in the middle. This run was trained without"),
+        (0.0, 0.0, ""),
+    ],
+)
+def test_the_card_says_what_this_run_has_trained(before, now, expected, model, datasets, tmp_path):
+    model.fim_rate = max(before, now)
+    config = replace(CONFIG, max_steps=1, fim_rate=now)
+    ModelTrainer(model, *datasets, SingleCLMEvaluator(), config, tmp_path / "run").train()
+    card = (tmp_path / "run" / "0_GPTSingleHead" / "README.md").read_text()
+    assert expected in card
+    assert ("fim_rate" in card) == bool(expected)
+
+
 def test_a_restarted_run_ends_with_the_same_bits(fim_model, datasets, tmp_path):
     start = {name: value.clone() for name, value in fim_model.state_dict().items()}
 
