@@ -165,7 +165,7 @@ def load_model(config: TrainConfig, run_folder: Path) -> "GPTSingleHead":
         model = GPTSingleHead(config.model_select, config.max_seq_length, from_scratch=config.from_scratch)
         model.add_special_words(SPECIAL_WORDS)
         if model.fim_rate and not config.fim_rate:
-            logger.warning("%s can fill in the middle, and forgets it without --fim_rate 0.5", config.model_select)
+            logger.warning("%s can fill in the middle, and may forget it without --fim_rate 0.5", config.model_select)
         model.fim_rate = max(model.fim_rate, config.fim_rate)
     if config.fim_rate:
         learn_fim_words(model)
