@@ -2,12 +2,14 @@
 
 import atexit
 import contextlib
+import gzip
 import os
 import platform
 import re
 import shutil
 import tempfile
 import time
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO
@@ -54,6 +56,18 @@ def read_input(path: Path, remedy: str = "name another file") -> bytes:
     """The content of a file; raises InputError as `open_input` does."""
     with open_input(path, remedy) as file:
         return file.read()
+
+
+def read_lines(path: Path, remedy: str) -> list[str]:
+    """The lines of a UTF-8 file, which may be compressed with gzip. Raises InputError as `open_input` does."""
+    content = read_input(path, remedy)
+    try:
+        content = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
+        return content.decode("utf-8-sig").split("\n")
+    except (EOFError, gzip.BadGzipFile, zlib.error):
+        raise InputError(f"{path}: not a whole gzip file; {remedy}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: not UTF-8; {remedy}") from None
 
 
 @contextlib.contextmanager

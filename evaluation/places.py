@@ -1,16 +1,15 @@
 """Places in files that a model was not trained on. The text at a place is taken out, and the model fills it in."""
 
 import ast
-import gzip
-import json
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from common.command import InputError
-from common.files import dataset_file
+from common.files import dataset_file, read_lines
+from common.json_files import parse_json
 from common.model_files import load_tokenizer
 from common.source_code import LANGUAGES, language_of
 from completion.repository.chunks import Chunk
@@ -24,6 +23,7 @@ LINES_BEFORE, LINES_AFTER = 32, 8  # around the cursor: about what an editor sen
 LONGEST = 400  # characters of a span; nobody writes more in one edit
 # The keys of the correct text in the jsonl files of RepoEval, CrossCodeEval and HumanEval-Infilling.
 ANSWER_KEYS = ("groundtruth", "ground_truth", "canonical_solution")
+_REMEDY = "name a jsonl file in the format of RepoEval, CrossCodeEval or HumanEval-Infilling"
 
 
 @dataclass(frozen=True)
@@ -128,6 +128,37 @@ def spans_of_dataset(dataset_name: str, each: int, seed: int, kinds: Sequence[st
     return choose_spans(files, each, seed, kinds)
 
 
+class _Answer(TypedDict, total=False):
+    groundtruth: str
+    ground_truth: str
+    canonical_solution: str
+
+
+class _Metadata(_Answer, total=False):
+    file: str
+    fpath_tuple: list[str]
+
+
+class _RelatedChunk(TypedDict):
+    filename: str
+    retrieved_chunk: str
+
+
+class _RelatedChunks(TypedDict):
+    list: list[_RelatedChunk]
+
+
+class _Prompt(TypedDict):
+    prompt: str
+
+
+class _Row(_Prompt, _Answer, total=False):
+    metadata: _Metadata
+    suffix: str
+    right_context: str
+    crossfile_context: _RelatedChunks
+
+
 def read_places(path: Path, most: int) -> list[Span]:
     """Read the first places of a jsonl file (or .gz) of RepoEval, CrossCodeEval or HumanEval-Infilling.
 
@@ -135,25 +166,21 @@ def read_places(path: Path, most: int) -> list[Span]:
         InputError: it cannot be read, or a line of it is not such a place.
     """
     spans: list[Span] = []
-    try:
-        with gzip.open(path, "rt") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                if len(spans) == most:
-                    break
-                try:
-                    spans.append(_read_place(json.loads(line)))
-                except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-                    raise InputError(
-                        f"{path}:{number}: not a place of RepoEval, CrossCodeEval or HumanEval-Infilling ({error!r})"
-                    ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from None
+    for number, line in enumerate(read_lines(path, _REMEDY), 1):
+        if line.strip() and len(spans) < most:
+            row = parse_json(line, _Row, f"{path}:{number}", _REMEDY)
+            answers = {**row.get("metadata", {}), **row}
+            answers = [answers[key] for key in ANSWER_KEYS if key in answers]
+            if len(answers) != 1 or not answers[0].strip():
+                raise InputError(f"{path}:{number}: needs a text under one of {', '.join(ANSWER_KEYS)}; {_REMEDY}")
+            spans.append(_read_place(row, *answers))
+    if not spans:
+        raise InputError(f"{path}: holds no place; {_REMEDY}")
     return spans
 
 
-def _read_place(row: dict[str, Any]) -> Span:
+def _read_place(row: _Row, answer: str) -> Span:
     metadata = row.get("metadata", {})
-    (answer,) = {key: {**metadata, **row}[key] for key in ANSWER_KEYS if key in {**metadata, **row}}.values()
     path = metadata.get("file") or "/".join(metadata.get("fpath_tuple", ["main.py"]))
     chunks = row.get("crossfile_context", {}).get("list", [])
     context = tuple(Chunk(chunk["filename"], 1, chunk["retrieved_chunk"]) for chunk in chunks)

@@ -1,7 +1,9 @@
 """Places in held-out files: which they are, what is filled in there, and what is kept of it."""
 
+import gzip
 import json
 import math
+import os
 
 import pytest
 import torch
@@ -92,9 +94,28 @@ def test_the_published_files_of_places_are_read(project, tmp_path):
         "next line, 2 places"
         in project.run("evaluate.py", "--model_path", "tiny", "--infill", 2, "--file_path", file).stdout
     )
-    file.write_text('{"prompt": "a"}\n')
-    assert "places.jsonl:1" in project.fails("evaluate.py", "--infill", 2, "--file_path", file)
-    assert "cannot be read" in project.fails("evaluate.py", "--infill", 2, "--file_path", tmp_path / "absent.jsonl")
+    file.with_suffix(".gz").write_bytes(gzip.compress(file.read_bytes()))
+    assert read_places(file.with_suffix(".gz"), 2) == [repo, cross]
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b'{"prompt": "a"}\n', "places.jsonl:1: needs a text"),
+        (b'\n{"prompt": "a", "groundtruth": ""}\n', "places.jsonl:2: needs a text"),
+        (b'{"prompt": 5, "groundtruth": "1"}\n', "places.jsonl:1: prompt is 5"),
+        (b'{"prompt": "a", "groundtruth": "1", "metadata": {"fpath_tuple": [1]}}', "metadata.fpath_tuple.0 is 1"),
+        (b"[" * 100_000, "places.jsonl:1: not JSON"),
+        (b"\n", "places.jsonl: holds no place"),
+        (gzip.compress(b"x" * 9)[:-5], "places.jsonl: not a whole gzip file"),
+        (b"\xff", "places.jsonl: not UTF-8"),
+        (None, "places.jsonl: not a regular file"),
+    ],
+)
+def test_a_file_that_holds_no_places_is_refused(content, expected, project, tmp_path):
+    file = tmp_path / "places.jsonl"
+    os.mkfifo(file) if content is None else file.write_bytes(content)
+    assert expected in project.fails("evaluate.py", "--infill", 2, "--file_path", file, timeout=60)
 
 
 def place(path, exact, exact_with_context):
