@@ -5,6 +5,7 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 
 RESAMPLES = 10_000
+DRAWN_AT_ONCE = 1_000_000  # limits the memory
 
 
 def bootstrap_interval(
@@ -24,8 +25,9 @@ def bootstrap_interval(
     sums, sizes = np.bincount(group_of, values), np.bincount(group_of)  # [groups]
     rng = np.random.default_rng(seed)
     means = []
-    for _ in range(RESAMPLES):
-        drawn = rng.integers(len(sums), size=len(sums))
-        means.append(sums[drawn].sum() / sizes[drawn].sum())
-    low, high = np.quantile(means, (0.025, 0.975))
+    block = max(1, DRAWN_AT_ONCE // len(sums))  # resamples
+    for left in range(RESAMPLES, 0, -block):
+        drawn = rng.integers(len(sums), size=(min(block, left), len(sums)))
+        means.append(sums[drawn].sum(1) / sizes[drawn].sum(1))
+    low, high = np.quantile(np.concatenate(means), (0.025, 0.975))
     return float(low), float(high)
