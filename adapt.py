@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 EVALUATIONS = 8  # during training
 EVALUATION_SHARE = 0.05  # of the training time; the loss of middles takes as much again
+AVERAGE_SHARE = 0.04  # of the whole time, to find the average of base and adapted model that forgets little
 CONTEXT_RATE = 0.25
 LEAST_STEPS, LEAST_TOKENS = 10, 5000  # training steps; tokens to train on
 # Modules of Python's own library on which the model's loss shows what it forgets.
@@ -62,6 +63,8 @@ def main() -> None:
         measure(state, "before", state["config"]["model_select"])
         if "trained" not in state:
             train_model(state)
+        if "share" not in state:
+            average_weights(state)
         measure(state, "after", str(run_folder))
         report(state)
 
@@ -215,7 +218,7 @@ class Pace(SingleCLMEvaluator):
         self._began, self._first = state.spent, None
         self._epoch, self._most = -1, 0
         # The adapted model is measured at the same places as the base, and may read the suffix too.
-        self._ends = 0.99 * state.seconds - 1.15 * state["before"]["seconds"] - 5
+        self._ends = (0.99 - AVERAGE_SHARE) * state.seconds - 1.15 * state["before"]["seconds"] - 5
 
     def __call__(
         self, model: "GPTSingleHead", interrupted: Callable[[], bool] = lambda: False
@@ -243,6 +246,16 @@ class Pace(SingleCLMEvaluator):
         return scores
 
 
+def average_weights(state: State) -> None:
+    from adaptation.averaging import SHARES, average
+
+    config, best = state["config"], state.run_folder / "0_GPTSingleHead"
+    general = dataset_file(f"{state.name}_library", "train")
+    windows = max(8, int(state["loss_windows"] * AVERAGE_SHARE / LOSS_SHARE / (1 + len(SHARES))))
+    print("choosing how much of the change to keep, so that little is forgotten", flush=True)
+    state.save(share=average(best, config["model_select"], general, config["max_seq_length"], windows))
+
+
 # ---- after ----------------------------------------------------------------------------------------------------------
 
 
@@ -260,6 +273,7 @@ def report(state: State) -> None:
         "commit": meta["sources"][0]["version"],
         "flags": state["config"],
         "trained": state["trained"],
+        "share": state["share"],
         "peak_memory": state["peak_memory"],
         "losses": {"before": before["losses"], "after": after["losses"]},
         "places": compare(before["places"], after["places"]),

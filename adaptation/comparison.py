@@ -197,7 +197,8 @@ def forgetting(result: dict[str, Any]) -> str:
     if "humaneval" in result:
         before, after = (100 * result["humaneval"][stage]["value"] for stage in ("before", "after"))
         told += f"; single lines of HumanEval filled in {before:.1f} % before, {after:.1f} % after"
-    return told + "."
+    kept = f" Its weights keep {result['share']:.0%} of their change in training, so that less is forgotten."
+    return f"{told}.{kept * (result['share'] < 1)}"
 
 
 def chart(result: dict[str, Any], path: Path) -> Path:

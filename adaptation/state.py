@@ -37,11 +37,26 @@ class AdaptFlags(Flags):
     seed: int = flag(122, "random seed, for the choice of held-out files and for the training", at_least=0, below=2**31)
 
 
+class Scored(TypedDict):
+    """Whether the correct text is the model's first choice, and the bits that it costs the model."""
+
+    exact: bool
+    bits: float
+
+
+class Measured(TypedDict):
+    """A place; the first ones have the completion and its seconds too."""
+
+    file: str
+    wanted: str
+    answers: dict[str, Scored]
+
+
 class Stage(TypedDict):
     """The measurements of a model so far; the losses and the results of problems are added when they are done."""
 
     seconds: float
-    places: list[dict[str, Any]]
+    places: list[Measured]
 
 
 class _Saved(TypedDict):
@@ -58,6 +73,7 @@ class Saved(_Saved, total=False):
     before: Stage
     after: Stage
     trained: dict[str, Any] | None
+    share: float  # of the change from the base to the trained weights that the model keeps
     peak_memory: int  # bytes
 
 
