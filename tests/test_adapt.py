@@ -82,6 +82,7 @@ def test_killed_at_any_time_the_same_command_goes_on(project, repository, withou
     result = json.loads(output.read_text())
     assert output.with_suffix(".png").exists()
     assert result["answers"]["before"] == state["before"]["places"]
+    assert json.loads((run / "0_GPTSingleHead" / "average.json").read_text())["share"] == result["share"]
     before, after = result["answers"]["before"], result["answers"]["after"]
     assert [place["wanted"] for place in before][: len(after)] == [place["wanted"] for place in after]
     # A few steps of the warm-up change the model, and need not improve it.
@@ -111,3 +112,15 @@ def test_what_cannot_work_is_said_before_time_is_spent(project, tmp_path, withou
     assert "no .py or .java file" in project.fails("adapt.py", project.folder / "pretrained")
     assert "--minutes 0" in project.fails("adapt.py", tmp_path, "--minutes", 0)
     assert "no such folder" in project.fails("adapt.py", tmp_path, "--model_select", "./nothing")
+
+
+def test_an_adaptation_of_an_older_version_is_refused(project, tmp_path):
+    file = project.folder / "model" / "old_adapted" / "adapt.json"
+    file.parent.mkdir(parents=True)
+    place = {"file": "a.py", "wanted": "1", "answers": {"prefix, suffix": {"exact": True}}}
+    before = {"seconds": 1.0, "places": [place]}
+    file.write_text(json.dumps({"flags": {}, "spent": 1.0, "before": before}))
+    (tmp_path / "old").mkdir()
+    message = project.fails("adapt.py", tmp_path / "old")
+    assert "adapt.json: before.places.0.answers" in message
+    assert "remove the folder" in message

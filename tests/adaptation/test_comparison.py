@@ -22,7 +22,7 @@ def places(exact, exact_with_context, bits=20.0):
 def result(before, after):
     losses = {part: {"bits_per_byte": bits} for part, bits in (("project", 1.0), ("library", 0.9))}
     adapted = {part: {"bits_per_byte": bits} for part, bits in (("project", 0.8), ("library", 0.909))}
-    return {"places": compare(before, after), "losses": {"before": losses, "after": adapted}}
+    return {"places": compare(before, after), "losses": {"before": losses, "after": adapted}, "share": 0.8}
 
 
 def test_a_gain_at_most_places_is_better_and_none_is_said_to_be_chance():
@@ -32,6 +32,7 @@ def test_a_gain_at_most_places_is_better_and_none_is_said_to_be_chance():
     assert "Better, and not by chance" in told
     assert "1.000 bits per byte before, 0.800 after (-20.0%)" in told
     assert "(+1.0%)" in told  # of the library
+    assert "keep 80% of their change" in told
     figures = result(before, after)["places"]
     assert figures["exact"]["adapted"]["mean"] == pytest.approx(50)
     gain = figures["differences"]["adapted + context - base"]["exact"]
