@@ -1,11 +1,11 @@
-"""Seconds for an answer of serve.py and of interact.py's engine, on a quiet computer and during a training.
+"""Seconds until serve.py and interact.py's engine answer, on a quiet computer and during a training.
 
 python dataset/convert.py --source stdlib --tokenizer tiny --dataset_name stdlib
 python -m benchmarks.busy_computer --model_path Qwen/Qwen2.5-Coder-0.5B
 
-Three contenders take turns: serve.py, serve.py with OpenMP's default of threads that spin while they wait, and
-interact.py's engine. The first and the last then take the same turns while train.py runs (spinning threads would take
-up to a minute for an answer). Nothing else may run at the same time.
+On the quiet computer three contenders take turns: serve.py, serve.py whose threads wait by spinning (OpenMP's default),
+and interact.py's engine. Then train.py runs, and the first and the last take the same turns; an answer with spinning
+threads would take up to a minute. Let no other program run at the same time.
 """
 
 import contextlib
@@ -21,7 +21,10 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
+from benchmarks.turns import take_turns
+from charts.tables import text_table
 from common.command import Flags, InputError, flag, folder_name, parse_flags, run_command
 from common.files import ROOT
 
@@ -40,52 +43,51 @@ class BusyFlags(Flags):
     model_path: str = flag("tiny", "a run folder, a model folder, a known name or a Hub id")
     model_select: str = flag("tiny", "the model that train.py trains")
     dataset_name: str = flag("stdlib", "the dataset that train.py trains on", type=folder_name)
-    repeats: int = flag(5, "turns of each contender; the median of all answers counts", at_least=1, at_most=1000)
+    repeats: int = flag(5, "turns of each contender; their median counts", at_least=1, at_most=1000)
 
 
 def main() -> None:
     flags = parse_flags(BusyFlags, __doc__)
     with contextlib.ExitStack() as stack:
-        contenders = {
+        answers = {
             "serve.py": stack.enter_context(served(flags.model_path, {})),
             SPINNING: stack.enter_context(served(flags.model_path, SPIN)),
             "interact.py": in_this_process(flags.model_path),
         }
+        contenders = {name: partial(type_words, answer) for name, answer in answers.items()}
         quiet = take_turns(contenders, flags.repeats)
+        del contenders[SPINNING]
         with training(flags) as process:
-            shipped = {name: answer for name, answer in contenders.items() if name != SPINNING}
-            busy = take_turns(shipped, flags.repeats)
+            busy = take_turns(contenders, flags.repeats)
             if process.poll() is not None:
-                raise InputError(f"train.py ended too early; what does it say? {shlex.join(process.args)}")
-    print(f"{'seconds for an answer':<26}{'alone':>8}{'during train.py':>17}{'times':>7}")
-    for name in busy:
-        print(f"{name:<26}{quiet[name]:>8.2f}{busy[name]:>17.2f}{busy[name] / quiet[name]:>7.1f}")
-    ratio = quiet["serve.py"] / quiet[SPINNING]
-    print(f"Alone, serve.py takes {ratio:.3f} times as long as with spinning threads.")
+                raise InputError(f"train.py ended too early; run it alone and see why: {shlex.join(process.args)}")
+    rows = [["seconds until an answer", "alone", "during train.py", "times"]]
+    for name in quiet:
+        seconds = [statistics.median(turns[name]) for turns in (quiet, busy) if name in turns]
+        ratio = [f"{seconds[1] / seconds[0]:.1f}"] if name in busy else ["-", "-"]
+        rows.append([name, *(f"{value:.3f}" for value in seconds), *ratio])
+    print(text_table(rows))
 
 
-def take_turns(contenders: dict[str, Callable[[str], None]], repeats: int) -> dict[str, float]:
-    """The median seconds of an answer. Every turn has new code, so that no contender knows its beginning."""
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for turn in range(repeats + 1):  # the first warms up
-        for name, answer in contenders.items():
-            prefix = f"# {time.time_ns()}\n{CODE}def main():\n    "
-            for word in WORDS:
-                prefix += word
-                started = time.perf_counter()
-                answer(prefix)
-                seconds[name] += [time.perf_counter() - started] * (turn > 0)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+def type_words(answer: Callable[[str], None]) -> float:
+    """Return the median seconds of an answer. The code begins with the time, so that no cache knows it."""
+    prefix, seconds = f"# {time.time_ns()}\n{CODE}def main():\n    ", []
+    for word in WORDS:
+        prefix += word
+        began = time.perf_counter()
+        answer(prefix)
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds)
 
 
 @contextlib.contextmanager
 def served(model_path: str, environment: dict[str, str]) -> Iterator[Callable[[str], None]]:
-    """What asks a serve.py that runs meanwhile."""
+    """Run serve.py, and give a function that asks it for a completion."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [sys.executable, "serve.py", "--model_path", model_path, "--port", str(port)]
     with running(command, environment, stdout=subprocess.PIPE) as process:
-        if not process.stdout.readline():  # which it prints once the model is loaded
+        if not process.stdout.readline():  # serve.py prints it when the model is loaded
             raise InputError("serve.py ended; see its message above")
 
         def answer(prefix: str) -> None:
@@ -105,14 +107,15 @@ def in_this_process(model_path: str) -> Callable[[str], None]:
 
 @contextlib.contextmanager
 def training(flags: BusyFlags) -> Iterator[subprocess.Popen]:
-    """train.py, once it has logged a step."""
+    """Run train.py, and wait until its first steps are over."""
     command = [sys.executable, "train.py", "--model_select", flags.model_select, "--dataset_name", flags.dataset_name]
     command += ["--run_name", "busy_computer", "--overwrite", "--dev_windows", "8", "--evaluation_steps", "1000000"]
     log = ROOT / "model" / "busy_computer" / "log.out"
+    shutil.rmtree(log.parent, ignore_errors=True)
     with running(command, {}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        while process.poll() is None and not (log.is_file() and log.stat().st_mtime > time.time() - 5):
+        while process.poll() is None and not log.is_file():
             time.sleep(1)
-        time.sleep(30)  # its first steps are slower than the others
+        time.sleep(30)  # the first steps are slower
         yield process
     shutil.rmtree(log.parent, ignore_errors=True)
 

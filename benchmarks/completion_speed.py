@@ -1,21 +1,24 @@
-"""Milliseconds a token: interact.py's engine, raw llama.cpp on the same ids, and transformers' `generate`, in turns.
+"""Milliseconds per token: interact.py's engine, llama.cpp itself, and transformers' `generate`, which take turns.
 
 python -m benchmarks.completion_speed --model_path tiny
 """
 
 import multiprocessing
-import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from benchmarks.turns import compare, take_turns
+from charts.tables import text_table
 from common.command import Flags, flag, parse_flags, run_command
 from common.model_files import find_pretrained
 
 SOURCE = "import os\n\n\ndef read_lines(path, encoding='utf-8'):\n    with open(path, encoding=encoding) as file:\n"
-NEW_TOKENS, QUICK_TOKENS, SEVERAL = 48, 8, 5
+NEW_TOKENS, QUICK_TOKENS = 48, 8
+CANDIDATES = {1: "", 5: ", five candidates"}
 
 
 @dataclass
@@ -29,54 +32,49 @@ def main() -> None:
     print(completion_table(time_completion(find_pretrained(flags.model_path), flags.repeats, NEW_TOKENS)))
 
 
-def time_completion(folder: Path, repeats: int, new: int) -> list[dict]:
-    """Median milliseconds a token of contenders that take turns; for five candidates, of all five together.
+def time_completion(folder: Path, repeats: int, new_tokens: int) -> list[dict]:
+    """Return the seconds per token of each contender. Five candidates are counted together.
 
-    `generate` and raw llama.cpp take the likeliest token; ours also heals the prompt's end, samples, reads and scores.
-    PyTorch has a process of its own: interact.py does not load it, and its threads would slow those of llama.cpp.
+    `generate` and llama.cpp itself take the likeliest token. Ours also heals the end of the prompt, samples, applies
+    stop rules and scores. PyTorch has a process of its own: interact.py does not load it, and its threads would slow
+    llama.cpp's.
     """
-    seconds: dict[str, list[float]] = {}
-    processes = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("spawn")
     with (
-        ProcessPoolExecutor(1, processes, _prepare, (_in_pytorch, folder, new)) as pytorch,
-        ProcessPoolExecutor(1, processes, _prepare, (_in_engine, folder, new)) as engine,
+        ProcessPoolExecutor(1, context, _prepare, (_in_pytorch, folder, new_tokens)) as pytorch,
+        ProcessPoolExecutor(1, context, _prepare, (_in_engine, folder, new_tokens)) as engine,
     ):
-        for turn in range(repeats + 1):  # the first warms up
-            for process in (pytorch, engine):
-                for name, value in process.submit(_turn).result().items():
-                    seconds.setdefault(name, []).extend([value] * (turn > 0))
-    medians = {name: 1000 * statistics.median(values) for name, values in seconds.items()}
-    first = next(iter(medians.values()))
-    return [
-        {"name": name, "ms_per_token": ms, "times_generate": first / ms, "seconds_all": seconds[name]}
-        for name, ms in medians.items()
-    ]
+        contenders = {
+            name: lambda process=process, name=name: process.submit(_seconds_per_token, name).result()
+            for process in (pytorch, engine)
+            for name in process.submit(_names).result()
+        }
+        return compare(take_turns(contenders, repeats))
 
 
 def completion_table(rows: list[dict]) -> str:
-    lines = [f"\n{'completion':<42}{'ms/token':>10}{'x generate':>12}"]
-    lines += [f"{row['name']:<42}{row['ms_per_token']:>10.2f}{row['times_generate']:>12.2f}" for row in rows]
-    return "\n".join(lines)
+    cells = ([row["name"], f"{1000 * row['seconds']:.2f}", f"{row['speedup']:.2f}"] for row in rows)
+    return text_table([["completion", "ms/token", "x generate"], *cells]) + "\n"
 
 
-_runs: dict[str, Callable[[], int]] = {}  # of this process: each generates, and says how many tokens
+_runs: dict[str, Callable[[], int]] = {}  # the contenders of this process: each generates and returns its tokens
 
 
-def _prepare(make: Callable[[Path, int], dict[str, Callable[[], int]]], folder: Path, new: int) -> None:
-    _runs.update(make(folder, new))
+def _prepare(make: Callable[[Path, int], dict[str, Callable[[], int]]], folder: Path, new_tokens: int) -> None:
+    _runs.update(make(folder, new_tokens))
 
 
-def _turn() -> dict[str, float]:
-    """Seconds a token of each contender in this process."""
-    found = {}
-    for name, run in _runs.items():
-        began = time.perf_counter()
-        tokens = run()
-        found[name] = (time.perf_counter() - began) / tokens
-    return found
+def _names() -> list[str]:
+    return list(_runs)
 
 
-def _in_pytorch(folder: Path, new: int) -> dict[str, Callable[[], int]]:
+def _seconds_per_token(name: str) -> float:
+    began = time.perf_counter()
+    tokens = _runs[name]()
+    return (time.perf_counter() - began) / tokens
+
+
+def _in_pytorch(folder: Path, new_tokens: int) -> dict[str, Callable[[], int]]:
     import torch
     from transformers import GenerationConfig
 
@@ -87,16 +85,16 @@ def _in_pytorch(folder: Path, new: int) -> dict[str, Callable[[], int]]:
     dtype = choose_dtype("auto", device) if device.type == "cuda" else torch.float32
     model = GPTSingleHead.load(folder).eval().to(device, dtype)
     ids = torch.tensor([[*model.start_ids("python"), *model.tokenize(SOURCE)]], device=device)
-    config = GenerationConfig(max_new_tokens=new, do_sample=False, pad_token_id=0)  # without a token that ends the text
+    config = GenerationConfig(max_new_tokens=new_tokens, do_sample=False, pad_token_id=0)  # no token ends the text
 
     def generate() -> int:
         model.gpt.generate(ids, generation_config=config)
-        return new
+        return new_tokens
 
     return {f"generate, {str(dtype).removeprefix('torch.')}": generate}
 
 
-def _in_engine(folder: Path, new: int) -> dict[str, Callable[[], int]]:
+def _in_engine(folder: Path, new_tokens: int) -> dict[str, Callable[[], int]]:
     from completion.complete import complete
     from completion.engines.llama_engine import LlamaEngine
     from completion.engines.load_engine import load_engine
@@ -105,21 +103,20 @@ def _in_engine(folder: Path, new: int) -> dict[str, Callable[[], int]]:
     ids = [*engine.vocabulary.start("python"), *engine.vocabulary.encode(SOURCE)]
 
     def raw(candidates: int) -> int:
-        engine.answer(
-            {"prompt": ids, "n_predict": new, "temperature": 0.0, "ignore_eos": True, "n": candidates}, candidates
-        )
-        return new
+        request = {"prompt": ids, "n_predict": new_tokens, "temperature": 0.0, "ignore_eos": True, "n": candidates}
+        engine.answer(request, candidates)
+        return new_tokens
 
     def ours(candidates: int) -> int:
-        settings = {"stop": "none", "max_new_tokens": new, "num_return_sequences": candidates}
+        settings = {"stop": "none", "max_new_tokens": new_tokens, "num_return_sequences": candidates}
         found = complete(engine, SOURCE, temperature=0.2, on_text=len, **settings)
         return max(len(completion.tokens) for completion in found) or 1
 
     runs: dict[str, Callable[[], int]] = {}
-    for candidates, words in ((1, ""), (SEVERAL, ", five candidates")):
+    for candidates, words in CANDIDATES.items():
         if isinstance(engine, LlamaEngine):
-            runs[f"raw llama.cpp{words}"] = lambda n=candidates: raw(n)
-        runs[f"ours{words}"] = lambda n=candidates: ours(n)
+            runs[f"raw llama.cpp{words}"] = partial(raw, candidates)
+        runs[f"ours{words}"] = partial(ours, candidates)
     return runs
 
 

@@ -1,34 +1,40 @@
-"""The first hour on a machine with a GPU: four stages of at most ten minutes, without network, into one folder.
+"""The first hour on a machine with a GPU: four stages of at most ten minutes each, without network, into one folder.
 
 python -m benchmarks.gpu_day right out     (tests; losses by precision and compilation; killed and restarted; text)
 python -m benchmarks.gpu_day fast out      (step times beside the alternatives; kernels, waits, memory, evaluation)
-python -m benchmarks.gpu_day report out    (a one-epoch run at the lab report's settings, evaluation and saves included)
-python -m benchmarks.gpu_day model out     (the embedded model's shape trained from nothing, and measured)
+python -m benchmarks.gpu_day report out    (one epoch at the lab report's settings, evaluations and saves included)
+python -m benchmarks.gpu_day model out     (the shape of the embedded model, trained from random weights and measured)
 
 Needs the packages of requirements.txt except gguf, xllamacpp, prompt_toolkit and wandb. Each stage writes <stage>.json,
-the logs of its commands, and charts; a command that fails is noted there, and the next one follows. --small tries a
+the logs of its commands, and charts. If a command fails, this is noted there, and the stage goes on. --small tries a
 stage on a CPU in a few minutes.
 """
 
-import hashlib
+import contextlib
+import filecmp
 import json
 import os
-import signal
+import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from benchmarks.turns import describe_machine
 from common.command import Flags, flag, output_folder, parse_flags, run_command
 from common.files import ROOT
 
 STAGE_SECONDS = 570
+TESTS = ("common/test_loss.py", "training/test_gpu.py", "test_trainer.py", "test_evaluate.py")
 PROMPTS = ("def bubble_sort(items):\n", "import os\n\n\ndef read_lines(path):\n", "class Stack:\n    def __init__(self")
+SMALL_RUN = ("--max_steps", 6, "--evaluation_steps", 3, "--dev_windows", 16)
 
 
 @dataclass
@@ -46,14 +52,19 @@ def main() -> None:
 
 
 class Stage:
-    """Runs commands within the stage's time, and keeps what they say and what is found."""
+    """Runs commands within the stage's time, and writes down what they find."""
 
     def __init__(self, name: str, folder: Path, small: bool):
+        from benchmarks.contenders import shape_folder
+
         self.name, self.folder, self.small, self.began = name, folder, small, time.monotonic()
         self.file = folder / f"{name}.json"
         folder.mkdir(parents=True, exist_ok=True)
         self.results: dict = {}
-        self.note("machine", machine())
+        machine = describe_machine()
+        self.note("machine", machine)
+        self.on_gpu = machine["gpu_memory_gib"] is not None
+        self.shape = shape_folder("tiny" if small else "distilgpt2", "tiny", folder / "shape")
 
     def note(self, name: str, value: object) -> None:
         self.results[name] = value
@@ -67,145 +78,121 @@ class Stage:
         except Exception as error:
             self.note(name, f"failed: {type(error).__name__}: {error}")
 
-    def run(self, name: str, *command: object, most_s: float = STAGE_SECONDS, **environment: str) -> str:
-        """The standard output of a Python command; its seconds and exit code are noted."""
+    def run(self, name: str, *command: object, at_most_s: float = STAGE_SECONDS, **environment: str) -> str:
+        """Run a Python command, note its seconds and exit code, and return its standard output."""
         log, began = self.folder / f"{self.name}_{name}.log", time.monotonic()
-        left = max(5, min(most_s, STAGE_SECONDS - (began - self.began)))
-        with log.open("w", encoding="utf-8") as errors:
+        left = max(5, min(at_most_s, STAGE_SECONDS - (began - self.began)))
+        output, code = "", None
+        with log.open("w", encoding="utf-8") as file:
             try:
                 done = subprocess.run(
                     [sys.executable, *map(str, command)], cwd=ROOT, env=os.environ | environment, timeout=left,
-                    stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, text=True,
+                    stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=file, text=True,
                 )  # fmt: skip
                 output, code = done.stdout, done.returncode
             except subprocess.TimeoutExpired as error:
                 output, code = (error.stdout or b"").decode(errors="replace"), "out of time"
-        with log.open("a", encoding="utf-8") as file:
             file.write(output)
         self.note(f"{name}: seconds, exit code", [round(time.monotonic() - began, 1), code])
         return output
 
+    def train(self, name: str, *flags: object, at_most_s: float = 60) -> Path:
+        """Train from random weights, note the losses, and return the run's folder."""
+        folder = ROOT / "model" / f"gpu_day_{name}"
+        self.run(name, "train.py", "--from_scratch", "--run_name", folder.name, *flags, at_most_s=at_most_s)
+        self.attempt(f"{name}: losses", partial(losses, folder))
+        return folder
+
+    def draw(self, *runs: Path) -> None:
+        self.run("charts", "analysis.py", "runs", *runs, "--output", self.folder / self.name, at_most_s=30)
+
     def dataset(self, tokenizer: Path | str, stride: int) -> str:
-        """The name of a dataset of Python's standard library."""
+        """Convert Python's standard library, or a part of it, and return the dataset's name."""
+        source, stride = (Path(json.__file__).parent, 60) if self.small else ("stdlib", stride)
         name = f"gpu_day_{Path(tokenizer).name}_{stride}"
         if not (ROOT / "dataset" / name / "json" / "meta.json").is_file():
-            source = Path(json.__file__).parent if self.small else "stdlib"
-            stride = 60 if self.small else stride
-            arguments = ("--tokenizer", tokenizer, "--dataset_name", name, "--stride", stride)
-            self.run("convert", "dataset/convert.py", "--source", source, *arguments)
+            flags = ("--tokenizer", tokenizer, "--dataset_name", name, "--stride", stride)
+            self.run("convert", "dataset/convert.py", "--source", source, *flags)
         return name
 
-    def shape(self) -> Path:
-        """distilgpt2's shape with the embedded model's vocabulary; the embedded model's own where --small."""
-        from benchmarks.contenders import shape_folder
 
-        return shape_folder("tiny" if self.small else "distilgpt2", "tiny", self.folder / "shape")
+def progress(run: Path) -> dict:
+    return json.loads((run / "last" / "state.json").read_text(encoding="utf-8"))["progress"]["run"]
 
 
-def machine() -> dict:
-    import torch
-    import transformers
-
-    on_gpu = torch.cuda.is_available()
-    return {
-        "device": torch.cuda.get_device_name() if on_gpu else "CPU",
-        "memory_gib": round(torch.cuda.mem_get_info()[1] / 2**30, 1) if on_gpu else None,
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda,
-        "transformers": transformers.__version__,
-        "python": sys.version.split()[0],
-    }
+def losses(run: Path) -> dict:
+    state = progress(run)
+    dev = json.loads((run / "ck_report.json").read_text(encoding="utf-8"))["eval_scores_on_dev"]["loss"]
+    return {"train": state["epoch_nats"] / state["epoch_targets"], "dev": dev, "skipped": state["skipped_steps"]}
 
 
 def right(stage: Stage) -> None:
-    tests = (
-        "tests/common/test_loss.py",
-        "tests/training/test_gpu.py",
-        "tests/test_trainer.py",
-        "tests/test_evaluate.py",
-    )
-    tests = tests[:1] if stage.small else tests
-    stage.run("tests", "-m", "pytest", "-q", *tests, most_s=150, AUTOCODER_TEST_GPU="1")
-    data, shape, on_gpu = stage.dataset(stage.shape(), 100), stage.shape(), stage.results["machine"]["memory_gib"]
-    steps = 6 if stage.small else 200
-    common = ["train.py", "--dataset_name", data, "--model_select", shape, "--from_scratch", "--overwrite"]
-    common += ["--lr", 1e-4, "--scheduler", "constantlr", "--dev_windows", 16 if stage.small else 512]
-    runs = []
-    for precision in ("fp32", "bf16", *["fp16"] * bool(on_gpu)):
-        for compiled in ("off", *["on"] * bool(on_gpu)):
-            name = f"gpu_day_{precision}_{compiled}"
-            flags = ("--precision", precision, "--compile", compiled, "--max_steps", steps, "--run_name", name)
-            stage.run(name, *common, *flags, "--evaluation_steps", steps, most_s=60)
-            stage.attempt(f"{name}: losses", lambda name=name: losses(name))
-            runs.append(ROOT / "model" / name)
-    stage.run("charts", "analysis.py", "runs", *runs, "--output", stage.folder / "right", most_s=30)
+    """Whether what is computed is right: in each precision, compiled, and after a kill."""
+    tests = [f"tests/{name}" for name in (TESTS[:1] if stage.small else TESTS)]
+    stage.run("tests", "-m", "pytest", "-q", *tests, at_most_s=150, AUTOCODER_TEST_GPU="1")
+    common = ("--model_select", stage.shape, "--dataset_name", stage.dataset(stage.shape, 100), "--lr", 1e-4,
+              "--scheduler", "constantlr", "--dev_windows", 16 if stage.small else 512)  # fmt: skip
+    precisions = ("fp32", "bf16", "fp16") if stage.on_gpu else ("fp32", "bf16")
+    steps, runs = 6 if stage.small else 200, []
+    for precision in precisions:
+        for compiled in ("off", "on") if stage.on_gpu else ("off",):
+            flags = ("--overwrite", "--precision", precision, "--compile", compiled)
+            length = ("--max_steps", steps, "--evaluation_steps", steps)
+            runs.append(stage.train(f"{precision}_{compiled}", *common, *flags, *length))
+    stage.draw(*runs)
+
     steps = 8 if stage.small else 60
-    exact = [*common, "--deterministic", "--max_steps", steps, "--evaluation_steps", steps // 4, "--save_steps", 1]
-    stage.run("whole", *exact, "--run_name", "gpu_day_whole", most_s=60)
-    stage.attempt("killed after step", lambda: kill_after_a_save(exact, "gpu_day_killed", steps // 4))
-    again = [argument for argument in exact if argument != "--overwrite"]
-    stage.run("restarted", *again, "--restore_training", "--run_name", "gpu_day_killed", most_s=60)
-    for file in ("model", "optimizer"):
-        stage.attempt(f"{file}: same bits after a kill", lambda file=file: same_bits(file))
-    precisions = ("fp32", "bf16", *["fp16"] * bool(on_gpu))
+    exact = (*common, "--deterministic", "--max_steps", steps, "--evaluation_steps", steps // 4, "--save_steps", 1)
+    whole = stage.train("whole", *exact, "--overwrite")
+    killed = whole.with_name("gpu_day_killed")
+    stage.attempt("killed after step", lambda: kill_at_step(steps // 4, killed, exact))
+    stage.train("killed", *exact, "--restore_training")
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        files = (whole / "last" / name, killed / "last" / name)
+        stage.attempt(f"{name}: same bits after a kill", partial(filecmp.cmp, *files, shallow=False))
+
     texts = {
         precision: [
             stage.run(
                 f"text_{precision}_{i}", "interact.py", "--model_path", "tiny", "--precision", precision,
-                "--temperature", 0, "--max_new_tokens", 48, "--prompt", prompt, most_s=40,
+                "--temperature", 0, "--max_new_tokens", 48, "--prompt", prompt, at_most_s=40,
             )
-            for i, prompt in enumerate(PROMPTS[: 1 if stage.small else 3])
+            for i, prompt in enumerate(PROMPTS[:1] if stage.small else PROMPTS)
         ]
         for precision in precisions
     }  # fmt: skip
     stage.note("texts that are float32's", {name: sum(map(str.__eq__, texts["fp32"], texts[name])) for name in texts})
 
 
-def losses(run_name: str) -> dict:
-    folder = ROOT / "model" / run_name
-    state = json.loads((folder / "last" / "state.json").read_text(encoding="utf-8"))["progress"]["run"]
-    dev = json.loads((folder / "ck_report.json").read_text(encoding="utf-8"))["eval_scores_on_dev"]["loss"]
-    return {"train": state["epoch_nats"] / state["epoch_targets"], "dev": dev, "skipped": state["skipped_steps"]}
-
-
-def kill_after_a_save(command: list, run_name: str, steps: int) -> int:
-    """Start a run and kill it when it has saved that many steps; returns how many."""
-    state, done = ROOT / "model" / run_name / "last" / "state.json", 0
-    arguments = [sys.executable, *map(str, command), "--run_name", run_name]
-    process = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 90
-    began = time.time()
-    while done < steps and process.poll() is None and time.monotonic() < deadline:
+def kill_at_step(step: int, run: Path, flags: tuple) -> int:
+    """Start a training and kill it when it has saved that step. Returns the last step that it saved."""
+    shutil.rmtree(run, ignore_errors=True)
+    command = [sys.executable, "train.py", "--from_scratch", "--run_name", run.name, *map(str, flags)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    saved, deadline = 0, time.monotonic() + 90
+    while saved < step and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
-        if state.is_file() and state.stat().st_mtime > began:
-            text = state.read_text(encoding="utf-8")
-            done = json.loads(text)["progress"]["run"]["step"] if text.endswith("}\n") else done
-    process.send_signal(signal.SIGKILL)
+        with contextlib.suppress(FileNotFoundError):
+            saved = progress(run)["step"]
+    process.kill()
     process.wait()
-    return done
-
-
-def same_bits(file: str) -> bool:
-    files = [ROOT / "model" / name / "last" / f"{file}.safetensors" for name in ("gpu_day_whole", "gpu_day_killed")]
-    first, second = (hashlib.sha256(each.read_bytes()).hexdigest() for each in files)
-    return first == second
+    return saved
 
 
 def fast(stage: Stage) -> None:
-    shape = stage.shape()
-    output = ("--output", stage.folder / "benchmarks.json", "--chart", stage.folder / "benchmarks.png")
+    """How fast training and evaluation are, and where a step's time goes."""
     quick = ("--quick",) if stage.small else ("--repeats", 3)
-    stage.run("benchmarks", "-m", "benchmarks", "--model", shape, *quick, *output, most_s=330)
-    on_gpu = stage.results["machine"]["memory_gib"]
-    for batch in (4, 8, 64) if on_gpu else (2,):
-        for compiled in (False, True) if on_gpu else (False,):
-            name = f"step, batch {batch}{', compiled' * compiled}"
-            stage.attempt(name, lambda b=batch, c=compiled: probe_step(stage, shape, b, c))
-    stage.attempt("evaluation and save", lambda: probe_evaluation(shape, 15_422 if on_gpu else 16))
+    output = ("--output", stage.folder / "benchmarks.json", "--chart", stage.folder / "benchmarks.png")
+    stage.run("benchmarks", "-m", "benchmarks", "--model", stage.shape, *quick, *output, at_most_s=330)
+    for batch in (4, 8, 64) if stage.on_gpu else (2,):
+        for compiled in (False, True) if stage.on_gpu else (False,):
+            name = f"step, batch {batch}" + ", compiled" * compiled
+            stage.attempt(name, partial(probe_step, stage, batch, compiled))
+    stage.attempt("evaluation and save", lambda: probe_evaluation(stage.shape, 15_422 if stage.on_gpu else 16))
 
 
-def probe_step(stage: Stage, shape: Path, batch: int, compiled: bool) -> dict:
-    """Where a step's time goes: milliseconds, kernels, launches, memory, and the lines that wait for the GPU."""
+def probe_step(stage: Stage, batch: int, compiled: bool) -> dict:
+    """Milliseconds, kernels and memory of a step, and the lines that wait for the GPU."""
     import torch
     from torch.profiler import ProfilerActivity, profile
 
@@ -214,39 +201,34 @@ def probe_step(stage: Stage, shape: Path, batch: int, compiled: bool) -> dict:
     from common.devices import choose_device, peak_memory
 
     device = choose_device()
-    on_gpu = device.type == "cuda"
     torch.compiler.reset()
-    model = new_model(shape, device)
-    step, times = ours(model, batch, compiled), 20 if on_gpu else 1
+    model = new_model(stage.shape, device)
+    step, times = ours(model, batch, compiled), 20 if stage.on_gpu else 1
     for _ in range(3):
         step()
     reset_peak(device)
-    milliseconds = [seconds_of(step, device, times) / times * 1e3 for _ in range(5)]
-    found = {"ms": statistics.median(milliseconds), "peak_gib": round(peak_memory(device) / 2**30, 2)}
-    found["tflops"] = batch * model.max_seq_length * model.flops_per_token() / found["ms"] / 1e9
-    if on_gpu:
+    milliseconds = statistics.median(seconds_of(step, device, times) / times * 1e3 for _ in range(5))
+    found = {"ms": milliseconds, "peak_gib": round(peak_memory(device) / 2**30, 2)}
+    found["tflops"] = batch * model.max_seq_length * model.flops_per_token() / milliseconds / 1e9
+    if stage.on_gpu:
         torch.cuda.set_sync_debug_mode("warn")
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             step()
         torch.cuda.set_sync_debug_mode("default")
-        waits = (f"{Path(w.filename).name}:{w.lineno}" for w in caught if "synchroniz" in str(w.message))
-        found["waits"] = dict(Counter(waits))
-    activities = [ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * on_gpu]
-    with profile(activities=activities) as run:
+        found["waits"] = Counter(f"{Path(w.filename).name}:{w.lineno}" for w in caught if "synchron" in str(w.message))
+    with profile(activities=[ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * stage.on_gpu]) as run:
         seconds_of(step, device, 5)
     kernels = [event for event in run.events() if str(event.device_type).endswith("CUDA")]
-    found["kernels"], found["busy_ms"] = len(kernels) / 5, sum(event.device_time_total for event in kernels) / 5e3
-    table = run.key_averages().table(
-        sort_by="self_device_time_total" if on_gpu else "self_cpu_time_total", row_limit=60
-    )
+    found |= {"kernels": len(kernels) / 5, "busy_ms": sum(event.device_time_total for event in kernels) / 5e3}
+    order = f"self_{'device' if stage.on_gpu else 'cpu'}_time_total"
+    table = run.key_averages().table(sort_by=order, row_limit=60)
     (stage.folder / f"profile_{batch}_{compiled}.txt").write_text(table, encoding="utf-8")
     return found
 
 
 def probe_evaluation(shape: Path, windows: int) -> dict:
-    import tempfile
-
+    """Seconds of an evaluation and of a save, three times each."""
     import torch
 
     from benchmarks.contenders import RandomRows, new_model, ours
@@ -257,7 +239,7 @@ def probe_evaluation(shape: Path, windows: int) -> dict:
 
     device = choose_device()
     model = new_model(shape, device)
-    ours(model, 2)()  # with our kernels
+    ours(model, 2)()  # gives the model our kernels
     evaluator = SingleCLMEvaluator(RandomRows(windows, model))
     optimizer = torch.optim.AdamW(model.parameters())
     scaler = torch.amp.GradScaler(device.type, enabled=False)
@@ -269,38 +251,28 @@ def probe_evaluation(shape: Path, windows: int) -> dict:
 
 
 def report(stage: Stage) -> None:
-    """One epoch at the report's settings, from random weights: its time beside the goal of three minutes."""
-    data = stage.dataset(stage.shape(), 10)
-    short = ("--max_steps", 6, "--evaluation_steps", 3, "--dev_windows", 16) if stage.small else ()
-    runs = []
-    for recipe in ("report-3", "report-1"):
-        name = f"gpu_day_{recipe}"
-        flags = ("--dataset_name", data, "--model_select", stage.folder / "shape", "--from_scratch", "--overwrite")
-        stage.run(name, "train.py", "--recipe", recipe, *flags, "--run_name", name, *short, most_s=270)
-        stage.attempt(f"{name}: losses", lambda name=name: losses(name))
-        runs.append(ROOT / "model" / name)
-    stage.run("charts", "analysis.py", "runs", *runs, "--output", stage.folder / "report", most_s=30)
+    """One epoch at the report's settings, from random weights. The goal is three minutes."""
+    common = ("--model_select", stage.shape, "--dataset_name", stage.dataset(stage.shape, 10), "--overwrite")
+    short = SMALL_RUN if stage.small else ()
+    recipes = ("report-3", "report-1")
+    stage.draw(*(stage.train(name, "--recipe", name, *common, *short, at_most_s=270) for name in recipes))
 
 
 def model(stage: Stage) -> None:
-    """What the embedded model's shape learns of the standard library in a few minutes, left to right and infilling."""
+    """What a model of the embedded model's shape learns in a few minutes, left to right and infilling."""
     data = stage.dataset("tiny", 100)
-    sizes = ("--max_steps", 6, "--evaluation_steps", 3, "--dev_windows", 16) if stage.small else (
-        "--max_steps", 6000, "--evaluation_steps", 500, "--per_gpu_train_batch_size", 64,
+    full = ("--max_steps", 6000, "--evaluation_steps", 500, "--per_gpu_train_batch_size", 64)
+    run = stage.train(
+        "model", "--model_select", "tiny", "--dataset_name", data, "--overwrite", "--lr", 1e-3, "--scheduler",
+        "warmupcosine", "--warmup_ratio", 0.05, "--weight_decay", 0.1, "--fim_rate", 0.5,
+        *(SMALL_RUN if stage.small else full), at_most_s=420,
     )  # fmt: skip
-    stage.run(
-        "train", "train.py", "--model_select", "tiny", "--from_scratch", "--dataset_name", data, "--overwrite",
-        "--run_name", "gpu_day_model", "--lr", 1e-3, "--scheduler", "warmupcosine", "--warmup_ratio", 0.05,
-        "--weight_decay", 0.1, "--fim_rate", 0.5, *sizes, most_s=420,
-    )  # fmt: skip
-    for name in ("tiny", ROOT / "model" / "gpu_day_model"):
-        output = stage.folder / f"evaluate_{Path(name).name}.json"
-        few = ("--dev_windows", 16) if stage.small else ()
-        stage.run(f"evaluate_{Path(name).name}", "evaluate.py", "--model_path", name, "--dataset_name", data,
-                  "--output", output, *few, most_s=60)  # fmt: skip
-    stage.run(
-        "charts", "analysis.py", "runs", ROOT / "model/gpu_day_model", "--output", stage.folder / "model", most_s=30
-    )
+    few = ("--dev_windows", 16) if stage.small else ()
+    for name, path in (("tiny", "tiny"), (run.name, run)):
+        output = ("--output", stage.folder / f"evaluate_{name}.json")
+        flags = ("--model_path", path, "--dataset_name", data, *output, *few)
+        stage.run(f"evaluate_{name}", "evaluate.py", *flags, at_most_s=60)
+    stage.draw(run)
 
 
 if __name__ == "__main__":

@@ -141,13 +141,20 @@ def bar_axes(figure: Figure, place: SubplotSpec | int, labels: list[str], title:
     return axes
 
 
-def bars(words: list[tuple[str, float]], title: str) -> Figure:
-    """Draw the shares of words as horizontal bars."""
-    figure = Figure(figsize=(7, 6))
-    axes = bar_axes(figure, 111, [word for word, _ in words], title, "share of all tokens (%)")
-    axes.barh(range(len(words)), [100 * share for _, share in words], color=COLOURS[0])
-    for label in axes.get_yticklabels():
-        label.set_fontfamily(["DejaVu Sans Mono", "DejaVu Sans", *FONTS])
+def bars(panels: dict[str, list[tuple[str, float]]], x_label: str) -> Figure:
+    """Draw horizontal bars with their values. Each panel has its title and its own x axis."""
+    rows = [len(bars) for bars in panels.values()]
+    figure = Figure(figsize=(7, 0.5 + 0.5 * len(rows) + 0.22 * sum(rows)))
+    grid = figure.add_gridspec(len(rows), height_ratios=[2 + number for number in rows])
+    for place, (title, values) in zip(grid, panels.items(), strict=True):
+        axes = bar_axes(figure, place, [label for label, _ in values], title)
+        drawn = axes.barh(range(len(values)), [value for _, value in values], color=COLOURS[0])
+        axes.bar_label(drawn, fmt=lambda value: f"{value:,.{0 if value >= 100 else 2}f}", padding=3)
+        axes.margins(x=0.12)
+        axes.xaxis.set_major_formatter("{x:,g}")
+        for label in axes.get_yticklabels():
+            label.set_fontfamily(["DejaVu Sans Mono", "DejaVu Sans", *FONTS])
+    axes.set_xlabel(x_label)
     return figure
 
 
