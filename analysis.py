@@ -1,9 +1,9 @@
-"""Look at a dataset, at the curves of training runs, or at pass@k: tables on the terminal, charts as PNG files.
+"""Describe a dataset, training runs, or results of pass@k: tables in the terminal, charts as files.
 
 python analysis.py data --dataset_name stdlib                 what a dataset holds
 python analysis.py runs model/demo                            one run; charts go to model/demo/figures
-python analysis.py runs model/a model/b --x tokens --report   several in one chart, beside the lab report's figures
-python analysis.py results a.json b.json --names A B          what evaluate.py --problems has written with --output
+python analysis.py runs model/a model/b --x tokens --report   several in each chart, with the lab report's figures
+python analysis.py results a.json b.json --names A B          files that evaluate.py --problems wrote with --output
 """
 
 import sys
@@ -20,8 +20,8 @@ from common.files import ROOT, atomic_write, dataset_file
 from dataset.format import read_meta
 from training.config import report_results
 
-# Charts of runs. File name (the first four as in the report): scalar, label of the y axis, whether the scalar is so
-# noisy that its moving mean is drawn.
+# Charts of runs. Name of the file (the first four as in the report): scalar, label of the y axis, whether the scalar is
+# noisy, so that its moving mean is drawn too.
 RUN_CHARTS = {
     "train_loss": ("loss_train_recent", "training loss (nats per token)", True),
     "dev_loss": ("loss_dev", "dev loss (nats per token)", False),
@@ -31,7 +31,7 @@ RUN_CHARTS = {
     "learning_rate": ("lr", "learning rate", False),
     "grad_norm": ("grad_norm", "gradient norm before clipping", True),
 }
-# The report's training loss. Also drawn for older runs, which have not logged loss_train_recent.
+# The training loss as the report computes it. Also drawn if a run is older and has not logged loss_train_recent.
 MEAN_TRAIN_LOSS = ("loss_train", "training loss, mean of the epoch so far\n(nats per token)", False)
 FORMATS = ("png", "svg", "pdf")
 X_AXES = ("step", "tokens", "time")
@@ -39,13 +39,15 @@ X_AXES = ("step", "tokens", "time")
 
 @dataclass
 class DataFlags(Flags):
-    """What a dataset holds."""
+    """What a dataset contains: its counts, its most frequent tokens, and how much of dev occurs in train."""
 
     dataset_name: tuple[str, ...] = flag(
-        ("source_code",), "folders below dataset/ that convert.py has written", type=folder_name, nargs="+"
+        ("source_code",), "names of datasets that convert.py has made", type=folder_name, nargs="+"
     )
-    output: str | None = flag(None, "folder for the charts; else dataset/<dataset_name>/figures", type=output_folder)
-    format: str = flag("png", "of the charts", choices=FORMATS)
+    output: str | None = flag(
+        None, "folder for the charts, instead of dataset/<dataset_name>/figures", type=output_folder
+    )
+    format: str = flag("png", "file format of the charts", choices=FORMATS)
 
 
 @dataclass
@@ -56,28 +58,30 @@ class RunsFlags(Flags):
         (), "run folders, or folders of TensorBoard files", type=str, nargs="+", positional=True
     )
     names: tuple[str, ...] | None = flag(
-        None, "what to call the runs; else by their folders", type=folder_name, nargs="+"
+        None, "names for the runs, instead of those of their folders", type=folder_name, nargs="+"
     )
-    x: str = flag("step", "what the curves are drawn against", choices=X_AXES)
-    report: bool = flag(False, "set the lab report's figures beside them, as dotted lines")
+    x: str = flag("step", "the x axis: optimizer steps, tokens trained on, or minutes of training", choices=X_AXES)
+    report: bool = flag(False, "also show the lab report's figures, in the charts as dotted lines")
     output: str | None = flag(
-        None, "folder for charts and table; else the run's figures, or ./figures", type=output_folder
+        None,
+        "folder for charts and table, instead of figures/ in the run's folder (of several runs: ./figures)",
+        type=output_folder,
     )
-    format: str = flag("png", "of the charts", choices=FORMATS)
+    format: str = flag("png", "file format of the charts", choices=FORMATS)
 
 
 @dataclass
 class ResultsFlags(Flags):
-    """pass@k of several models as one table and one chart. Those of different problems are kept apart."""
+    """A table and a chart of pass@k for each set of problems."""
 
     results: tuple[str, ...] = flag(
-        (), "files that evaluate.py --problems has written with --output", type=str, nargs="+", positional=True
+        (), "files that evaluate.py --problems wrote with --output", type=str, nargs="+", positional=True
     )
     names: tuple[str, ...] | None = flag(
-        None, "what to call the results; else by their models", type=folder_name, nargs="+"
+        None, "names for the results, instead of those of their models", type=folder_name, nargs="+"
     )
-    output: str | None = flag(None, "folder for chart and table; else ./figures", type=output_folder)
-    format: str = flag("png", "of the chart", choices=FORMATS)
+    output: str | None = flag(None, "folder for chart and table, instead of ./figures", type=output_folder)
+    format: str = flag("png", "file format of the chart", choices=FORMATS)
 
 
 def main() -> None:
@@ -110,7 +114,10 @@ def analyse_data(dataset_name: str, folder: Path, extension: str) -> None:
     words = frequent_words(meta)[:25]
     figures = {
         "tokens_per_file": histogram(file_lengths(meta), f"{dataset_name}: tokens per file"),
-        "frequent_tokens": bars(words, f"{dataset_name}: most frequent tokens"),
+        "frequent_tokens": bars(
+            {f"{dataset_name}: most frequent tokens": [(word, 100 * share) for word, share in words]},
+            "share of all tokens (%)",
+        ),
         "contamination": contamination_chart(meta, dataset_name),
     }
     files = [save(figure, folder / f"{name}.{extension}") for name, figure in figures.items()]
@@ -123,7 +130,7 @@ def analyse_runs(flags: RunsFlags) -> None:
     folders = [Path(run) for run in flags.runs]
     names = flags.names or [folder.resolve().name for folder in folders]
     if len(names) != len(folders) or len(set(names)) < len(names):
-        raise InputError(f"{len(folders)} runs named {', '.join(names)}; give --names, a different one for each")
+        raise InputError(f"{len(folders)} runs named {', '.join(names)}; give each run a different name with --names")
     for name in names:  # a folder's name may contain control characters
         if not name or not name.isprintable():
             raise InputError(f"a run named {name!r}: give it another name with --names")
@@ -131,8 +138,8 @@ def analyse_runs(flags: RunsFlags) -> None:
     for folder, run in zip(folders, runs, strict=True):
         if not run.scalars.keys() & {scalar for scalar, _, _ in (*RUN_CHARTS.values(), MEAN_TRAIN_LOSS)}:
             raise InputError(
-                f"{folder}: has logged no scalar that is drawn, but {', '.join(sorted(run.scalars)[:10])}; name a run "
-                "of train.py or of Hugging Face's Trainer"
+                f"{folder}: has logged only {', '.join(sorted(run.scalars)[:10])}, for which there is no chart; name a "
+                "run of train.py or of Hugging Face's Trainer"
             )
     references = reference_columns(runs) if flags.report else []
     columns, text = compare(runs, references), caption(runs, references)
@@ -146,7 +153,7 @@ def analyse_runs(flags: RunsFlags) -> None:
 
 
 def draw_curves(runs: list[Run], references: list[tuple[str, int]], flags: RunsFlags, folder: Path) -> list[Path]:
-    """Draw each of RUN_CHARTS that a run has logged, with dotted lines at the report's figures; return the files."""
+    """Draw those of RUN_CHARTS whose scalar a run has logged, with the report's figures. Returns the files."""
     from charts.drawing import Line, line_chart, save
 
     labels = [run.name if len({run.dataset for run in runs}) == 1 else f"{run.name}: {run.dataset}" for run in runs]
@@ -178,12 +185,12 @@ def analyse_results(flags: ResultsFlags) -> None:
     results = [read_result(Path(file)) for file in flags.results]
     names = flags.names or [Path(result["model"]).name for result in results]
     if len(names) != len(results):
-        raise InputError(f"{len(results)} results and {len(names)} --names; give one for each")
+        raise InputError(f"--names: {len(results)} results, but {len(names)} names; give one name for each result")
     groups = compare_results(list(zip(names, results, strict=True)))
     folder = Path(flags.output or "figures")
     text = "\n\n".join(f"{group.title}\n\n{results_table(group)}" for group in groups)
     if len(groups) > 1:
-        text += "\n\nThe problems differ, so figures of different tables do not compare."
+        text += "\n\nThe tables are for different problems, so do not compare figures of different tables."
     with atomic_write(folder / "results.md") as file:
         file.write(text + "\n")
     panels = {group.title: bars_of(group) for group in groups}

@@ -77,11 +77,13 @@ def _fail(message: str) -> int:
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    pass
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        has_default = action.default is not None and action.default is not False
+        return super()._get_help_string(action) if has_default else action.help
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are InputErrors, and whose help shows every default."""
+    """An argument parser whose errors are InputErrors, and whose help shows the defaults."""
 
     def __init__(self, description: str | None, **options: Any):
         super().__init__(description=description, formatter_class=_HelpFormatter, allow_abbrev=False, **options)
