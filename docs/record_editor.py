@@ -1,11 +1,11 @@
-"""Draw what llama.vim shows in Vim, as an SVG picture of the terminal: before Tab is pressed and after it.
+"""Record Vim with llama.vim as an SVG picture of the terminal: before and after Tab is pressed.
 
 python serve.py --model_path Qwen/Qwen2.5-Coder-0.5B-Instruct
 pip install pexpect pyte rich
 python docs/record_editor.py --plugin ~/.vim/pack/plugins/start/llama.vim
 
-The real Vim runs in a pseudo-terminal, with the settings that serve.py prints; an emulator keeps its screen, with
-colours. The model samples, so that each picture is another one.
+Vim runs in a pseudo-terminal, with the settings that serve.py prints. An emulator (pyte) interprets its output and
+holds the screen with all colours. The model samples, so every run gives a different picture.
 """
 
 import argparse
@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT))
 from serve import usage
 
 COLUMNS, ROWS = 92, 19
-GHOST = "ff5f00"  # llama.vim's colour for what it proposes
+GHOST = "ff5f00"  # llama.vim's colour for its suggestion
 CODE = """\
 import csv
 from collections import Counter
@@ -45,7 +45,7 @@ def main() -> None:
 if __name__ == "__main__":
     main()
 """
-LINE = 6  # the new line comes below this one
+LINE = 6  # the new line is inserted after this one
 TYPED = "        return "
 
 
@@ -62,14 +62,14 @@ def main() -> None:
 
 
 def record(folder: Path, plugin: Path, address: str) -> tuple[list[Text], list[Text]]:
-    """The screen with the proposal, and the screen once Tab has taken it."""
+    """Return the screen with the suggestion, and the screen after Tab has inserted it."""
     (folder / "sales.py").write_text(CODE)
     setting = re.search(r"let g:llama_config = .*?\}", usage("", address, False, True), re.DOTALL)[0]
     (folder / "vimrc").write_text(
         f"set nocompatible runtimepath^={plugin} noruler noshowcmd laststatus=0 fillchars=eob:\\ \n"
         f"syntax on\n{setting}\nlet g:llama_config.show_info = 0\n"
     )
-    environment = os.environ | {"TERM": "screen-256color"}  # of which pyte knows every sequence
+    environment = os.environ | {"TERM": "screen-256color"}  # pyte knows all its control sequences
     child = pexpect.spawn(
         "vim", ["-N", "-u", "vimrc", "sales.py"], cwd=folder, env=environment, dimensions=(ROWS, COLUMNS)
     )
@@ -82,21 +82,21 @@ def record(folder: Path, plugin: Path, address: str) -> tuple[list[Text], list[T
             with suppress(pexpect.TIMEOUT):
                 stream.feed(child.read_nonblocking(65536, timeout=0.1))
 
-    def proposal() -> list[Text]:
+    def suggestion() -> list[Text]:
         for _ in range(20):
             show(1)
             if any(cell.fg == GHOST for row in screen.buffer.values() for cell in row.values()):
                 return read_screen(screen)
-        raise SystemExit("nothing was proposed: does serve.py run, with a model that has marker words?")
+        raise SystemExit("Vim shows no suggestion: is serve.py running, with a model that can infill?")
 
     show(1)
-    child.send(f"\r{LINE}Go")  # Enter, should Vim have warned of its age
+    child.send(f"\r{LINE}Go")  # Enter, in case an old Vim waits with a warning
     for character in TYPED:
         child.send(character)
         show(0.1)
-    before = proposal()
+    before = suggestion()
     child.send("\t")
-    show(0.3)  # not until the next proposal comes
+    show(0.3)  # short, so that the next suggestion is not there yet
     after = read_screen(screen)
     child.send("\x1b:q!\r")
     child.expect(pexpect.EOF)

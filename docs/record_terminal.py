@@ -1,10 +1,10 @@
-"""Draw a conversation with interact.py as an SVG picture of the terminal.
+"""Record a conversation with interact.py as an SVG picture of the terminal.
 
 pip install pexpect pyte rich
 python docs/record_terminal.py --model_path models/Qwen2.5-Coder-0.5B-Instruct --temperature 0.6 --seed 1
 
-The program runs in a pseudo-terminal, and an emulator keeps its screen with the colours. The same model and seed
-give the same picture.
+The program runs in a pseudo-terminal. An emulator (pyte) interprets its output and holds the screen with all colours.
+The same model, seed and version give the same picture.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from rich.text import Text
 ROOT = Path(__file__).resolve().parent.parent
 COLUMNS, ROWS = 100, 60
 FONT = "ui-monospace, SFMono-Regular, Menlo, Consolas, 'DejaVu Sans Mono', monospace"
-# Typed text, and the text that ends the program's answer.
+# What is typed, and the text to wait for in the program's answer.
 SESSION = [
     ("def count_words(text):\r\r", "ended: "),
     (":n 3\r", "n 3\r"),
@@ -36,7 +36,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model_path", default="tiny")
     parser.add_argument("--output", default=str(ROOT / "docs" / "conversation.svg"))
-    flags, others = parser.parse_known_args()  # the rest are for interact.py
+    flags, others = parser.parse_known_args()  # the other flags are for interact.py
     command = ["interact.py", "--model_path", flags.model_path, *others]
     screen = record(command)
     draw([Text("$ python " + " ".join(command), "bold"), *read_screen(screen)], COLUMNS, Path(flags.output))
@@ -88,7 +88,7 @@ def draw(lines: list[Text], columns: int, path: Path) -> None:
 
 
 def colour(name: str) -> str | None:
-    """A colour of pyte, a name or six hexadecimal digits, as rich knows it."""
+    """Translate a colour from pyte, which is a name or six hexadecimal digits, for rich."""
     if name == "default":
         return None
     if len(name) == 6 and all(digit in "0123456789abcdef" for digit in name):
