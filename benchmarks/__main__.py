@@ -52,8 +52,8 @@ def main() -> None:
 
     from benchmarks.completion_speed import NEW_TOKENS, QUICK_TOKENS, completion_table, time_completion
     from benchmarks.contenders import large_batch, new_model, shape_folder
-    from benchmarks.speed import evaluation_table, time_data, time_evaluation, time_training, training_table
-    from benchmarks.turns import describe_machine
+    from benchmarks.speed import time_data, time_evaluation, time_training, training_table
+    from benchmarks.turns import describe_machine, speedup_table
     from common.devices import choose_device
 
     transformers.utils.logging.set_verbosity_error()
@@ -81,7 +81,7 @@ def main() -> None:
             gc.collect()  # the Trainer and its model refer to each other
         print(training_table(results["training"]))
         results["evaluation"] = time_evaluation(folder, device, flags.repeats, flags.quick)
-        print(evaluation_table(results["evaluation"]))
+        print(speedup_table(results["evaluation"], "evaluation", "windows/s", lambda row: row["windows_per_second"]))
         if importlib.util.find_spec("xllamacpp") or device.type == "cuda":
             model.save(Path(scratch) / "random")
             new_tokens = QUICK_TOKENS if flags.quick else NEW_TOKENS

@@ -3,14 +3,12 @@
 python dataset/convert.py --source stdlib --tokenizer tiny --dataset_name stdlib
 python -m benchmarks.busy_computer --model_path Qwen/Qwen2.5-Coder-0.5B
 
-On the quiet computer three contenders take turns: serve.py, serve.py whose threads wait by spinning (OpenMP's default),
-and interact.py's engine. Then train.py runs, and the first and the last take the same turns; an answer with spinning
-threads would take up to a minute. Let no other program run at the same time.
+The two take turns, first with the computer to themselves and then while train.py runs. Let no other program run at the
+same time.
 """
 
 import contextlib
 import json
-import os
 import shlex
 import shutil
 import socket
@@ -28,8 +26,6 @@ from charts.tables import text_table
 from common.command import Flags, InputError, flag, folder_name, parse_flags, run_command
 from common.files import ROOT
 
-SPINNING = "serve.py, spinning threads"
-SPIN = {"GOMP_SPINCOUNT": "300000"}  # libgomp's own default
 CODE = "".join(f"def area_{n}(width, height):\n    return width * height + {n}\n\n\n" for n in range(8))
 SUFFIX = "\n\n\nif __name__ == '__main__':\n    main()\n"
 WORDS = ("total", " =", " area_1(", "2, ", "3)", "\n    print(")  # typed one after the other; each is answered
@@ -48,24 +44,20 @@ class BusyFlags(Flags):
 
 def main() -> None:
     flags = parse_flags(BusyFlags, __doc__)
-    with contextlib.ExitStack() as stack:
-        answers = {
-            "serve.py": stack.enter_context(served(flags.model_path, {})),
-            SPINNING: stack.enter_context(served(flags.model_path, SPIN)),
-            "interact.py": in_this_process(flags.model_path),
+    with served(flags.model_path) as answer_served:
+        contenders = {
+            "serve.py": partial(type_words, answer_served),
+            "interact.py": partial(type_words, in_this_process(flags.model_path)),
         }
-        contenders = {name: partial(type_words, answer) for name, answer in answers.items()}
         quiet = take_turns(contenders, flags.repeats)
-        del contenders[SPINNING]
         with training(flags) as process:
             busy = take_turns(contenders, flags.repeats)
             if process.poll() is not None:
                 raise InputError(f"train.py ended too early; run it alone and see why: {shlex.join(process.args)}")
     rows = [["seconds until an answer", "alone", "during train.py", "times"]]
-    for name in quiet:
-        seconds = [statistics.median(turns[name]) for turns in (quiet, busy) if name in turns]
-        ratio = [f"{seconds[1] / seconds[0]:.1f}"] if name in busy else ["-", "-"]
-        rows.append([name, *(f"{value:.3f}" for value in seconds), *ratio])
+    for name in contenders:
+        alone, during = (statistics.median(turns[name]) for turns in (quiet, busy))
+        rows.append([name, f"{alone:.2f}", f"{during:.2f}", f"{during / alone:.1f}"])
     print(text_table(rows))
 
 
@@ -81,12 +73,12 @@ def type_words(answer: Callable[[str], None]) -> float:
 
 
 @contextlib.contextmanager
-def served(model_path: str, environment: dict[str, str]) -> Iterator[Callable[[str], None]]:
+def served(model_path: str) -> Iterator[Callable[[str], None]]:
     """Run serve.py, and give a function that asks it for a completion."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [sys.executable, "serve.py", "--model_path", model_path, "--port", str(port)]
-    with running(command, environment, stdout=subprocess.PIPE) as process:
+    with running(command, stdout=subprocess.PIPE) as process:
         if not process.stdout.readline():  # serve.py prints it when the model is loaded
             raise InputError("serve.py ended; see its message above")
 
@@ -112,7 +104,7 @@ def training(flags: BusyFlags) -> Iterator[subprocess.Popen]:
     command += ["--run_name", "busy_computer", "--overwrite", "--dev_windows", "8", "--evaluation_steps", "1000000"]
     log = ROOT / "model" / "busy_computer" / "log.out"
     shutil.rmtree(log.parent, ignore_errors=True)
-    with running(command, {}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    with running(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         while process.poll() is None and not log.is_file():
             time.sleep(1)
         time.sleep(30)  # the first steps are slower
@@ -121,8 +113,8 @@ def training(flags: BusyFlags) -> Iterator[subprocess.Popen]:
 
 
 @contextlib.contextmanager
-def running(command: list[str], environment: dict[str, str], **streams) -> Iterator[subprocess.Popen]:
-    process = subprocess.Popen(command, cwd=ROOT, env=os.environ | environment, text=True, **streams)
+def running(command: list[str], **streams) -> Iterator[subprocess.Popen]:
+    process = subprocess.Popen(command, cwd=ROOT, text=True, **streams)
     try:
         yield process
     finally:

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from benchmarks.turns import compare, take_turns
-from charts.tables import text_table
+from benchmarks.turns import compare, speedup_table, take_turns
 from common.command import Flags, flag, parse_flags, run_command
 from common.model_files import find_pretrained
 
@@ -30,6 +29,10 @@ class SpeedFlags(Flags):
 def main() -> None:
     flags = parse_flags(SpeedFlags, __doc__)
     print(completion_table(time_completion(find_pretrained(flags.model_path), flags.repeats, NEW_TOKENS)))
+
+
+def completion_table(rows: list[dict]) -> str:
+    return speedup_table(rows, "completion", "ms/token", lambda row: 1000 * row["seconds"])
 
 
 def time_completion(folder: Path, repeats: int, new_tokens: int) -> list[dict]:
@@ -50,11 +53,6 @@ def time_completion(folder: Path, repeats: int, new_tokens: int) -> list[dict]:
             for name in process.submit(_names).result()
         }
         return compare(take_turns(contenders, repeats))
-
-
-def completion_table(rows: list[dict]) -> str:
-    cells = ([row["name"], f"{1000 * row['seconds']:.2f}", f"{row['speedup']:.2f}"] for row in rows)
-    return text_table([["completion", "ms/token", "x generate"], *cells]) + "\n"
 
 
 _runs: dict[str, Callable[[], int]] = {}  # the contenders of this process: each generates and returns its tokens

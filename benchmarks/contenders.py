@@ -1,4 +1,4 @@
-"""What the benchmarks compare: this project's training and evaluation, plain PyTorch loops, Hugging Face's Trainer."""
+"""The contenders of the benchmarks: this project's training, plain PyTorch loops, Hugging Face's Trainer."""
 
 import contextlib
 import itertools
@@ -30,7 +30,7 @@ REFERENCE_BATCH = 8  # windows in one forward pass of the 2020 reference's evalu
 
 
 class RandomRows:
-    """Stands for a SrcCodeDataset: windows of random tokens, none of them padded."""
+    """Windows of random tokens without padding, with the interface of SrcCodeDataset."""
 
     def __init__(self, rows: int, model: GPTSingleHead):
         self.max_seq_length = model.max_seq_length
@@ -49,14 +49,14 @@ class RandomRows:
 
 
 def shape_folder(model: str, tokenizer: str, folder: Path) -> Path:
-    """A folder with a model's configuration and a tokenizer's vocabulary, from which models are made."""
-    if model == "distilgpt2":  # GPT-2's vocabulary and this project's three words, whatever the tokenizer
+    """Make a folder with a model's configuration and a tokenizer's vocabulary, for `new_model`."""
+    if model == "distilgpt2":  # GPT-2's vocabulary and this project's three control words, with any tokenizer
         config = GPT2Config(n_layer=6, vocab_size=50_260)
     else:
         source = find_pretrained(model, weights=False)
         try:
             config = AutoConfig.from_pretrained(source)
-        except Exception as error:  # a file that someone edited fails somewhere in the library, in any way
+        except Exception as error:  # the library raises many kinds of errors for an edited file
             reason = first_line(error)
             raise InputError(f"{source}: its config.json cannot be read ({reason}); take a complete copy") from None
     config.vocab_size = max(config.vocab_size, load_tokenizer(tokenizer).get_vocab_size())
@@ -74,12 +74,13 @@ def new_model(folder: Path, device: torch.device) -> GPTSingleHead:
 
 
 def large_batch(model: GPTSingleHead, device: torch.device) -> int:
-    """The largest power of two whose activations in the plain float32 loop take at most half of the free memory.
+    """Return the largest power of two with which the plain float32 loop needs at most half of the free memory.
 
-    On a CPU at most 16, where larger batches gain nothing and take minutes.
+    On a CPU it is at most 16, because larger batches take minutes and are not faster.
     """
     config = model.gpt.config
-    # Logits, their softmax and both gradients; about 32 activations of the width and two attention maps a layer.
+    # Floats per token: logits, their softmax and both gradients; for each layer about 32 activations of the model's
+    # width, and two attention maps.
     floats = 4 * config.vocab_size + config.num_hidden_layers * (
         32 * config.hidden_size + 2 * config.num_attention_heads * model.max_seq_length
     )
@@ -93,7 +94,7 @@ def large_batch(model: GPTSingleHead, device: torch.device) -> int:
 
 
 def ours(model: GPTSingleHead, batch: int, compiled: bool = False) -> Callable[[], object]:
-    """A function that makes one optimizer step."""
+    """Return a function that makes one optimizer step, as train.py does it."""
     use_fast_kernels(model.gpt)
     config = TrainConfig(per_gpu_train_batch_size=batch, compile="on" if compiled else "off")
     step, batches = TrainStep(model.train(), config), TokenBatches(RandomRows(2 * batch, model), 0, model.device)
@@ -103,7 +104,7 @@ def ours(model: GPTSingleHead, batch: int, compiled: bool = False) -> Callable[[
 
 
 def plain(model: GPTSingleHead, batch: int) -> Callable[[], object]:
-    """The same in float32, as the 2020 reference does it."""
+    """Return a function that makes one optimizer step in float32, as the 2020 reference does it."""
     gpt, device = model.gpt.train(), model.device
     optimizer = torch.optim.AdamW(gpt.parameters(), lr=2e-5)
     loader = DataLoader(RandomRows(max(64, 2 * batch), model), batch_size=batch, shuffle=True)
@@ -121,7 +122,7 @@ def plain(model: GPTSingleHead, batch: int) -> Callable[[], object]:
 
 
 def hugging_face(model: GPTSingleHead, batch: int, steps: list[int], folder: Path, compiled: bool) -> list[float]:
-    """Wall seconds of turns of so many steps each. The Trainer owns its loop, so its turns follow one another."""
+    """Return the wall seconds of turns with these numbers of steps, one after the other in the Trainer's own loop."""
     dtype, on_gpu = choose_dtype("auto", model.device), model.device.type == "cuda"
     arguments = transformers.TrainingArguments(
         output_dir=str(folder),

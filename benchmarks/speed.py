@@ -127,7 +127,7 @@ def time_training(
 
 
 def training_table(rows: list[dict]) -> str:
-    cells = [["training", "batch", "tokens/s", "x plain", "step s", "first s", "peak GiB", "of matmul", "dtype"]]
+    cells = [["training", "batch", "tokens/s", "speedup", "step s", "first s", "peak GiB", "of matmul", "dtype"]]
     for row in rows:
         numbers = f"{row['batch']} {row['tokens_per_second']:,.0f} {row['speedup']:.2f} {row['seconds']:.3f}".split()
         peak = f"{row['peak_gib']:.2f}" if row["peak_gib"] else "-"
@@ -155,11 +155,6 @@ def time_evaluation(folder: Path, device: torch.device, repeats: int, quick: boo
 
     found = compare(take_turns({name: partial(turn, name) for name in runs}, repeats))
     return [row | {"windows": len(rows), "windows_per_second": len(rows) / row["seconds"]} for row in found]
-
-
-def evaluation_table(rows: list[dict]) -> str:
-    cells = ([row["name"], f"{row['windows_per_second']:,.2f}", f"{row['speedup']:.2f}"] for row in rows)
-    return text_table([["evaluation", "windows/s", "x plain"], *cells]) + "\n"
 
 
 def time_data(folder: Path, scratch: Path, repeats: int, quick: bool) -> dict[str, float]:

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from charts.tables import text_table
+
 
 def take_turns(contenders: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
     """Return what each contender measures in each of its turns. A turn of all before those warms up."""
@@ -26,6 +28,12 @@ def compare(seconds: dict[str, list[float]]) -> list[dict]:
         {"name": name, "seconds": median, "speedup": first / median, "seconds_all": seconds[name]}
         for name, median in medians.items()
     ]
+
+
+def speedup_table(rows: list[dict], what: str, unit: str, value: Callable[[dict], float]) -> str:
+    """Return a table with one value of each contender and its speedup over the first."""
+    cells = ([row["name"], f"{value(row):,.2f}", f"{row['speedup']:.2f}"] for row in rows)
+    return text_table([[what, unit, "speedup"], *cells]) + "\n"
 
 
 def describe_machine() -> dict:
