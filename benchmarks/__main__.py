@@ -4,9 +4,9 @@ python -m benchmarks --quick                                     (the shape of t
 python -m benchmarks --model distilgpt2 --output bench.json --chart bench.png
 
 All contenders train the same shape from random weights on the same random tokens. They take turns, and the medians
-over the turns are compared. A turn ends when the device has finished its work. Peak memory on a GPU is that of the
-tensors; on a CPU it is what the process has added to the memory of the loaded libraries. On a GPU, all contenders may
-use TF32 for products in float32.
+over the turns are compared. A turn ends when the device has finished its work. Peak memory is that of the tensors on
+a GPU; on a CPU it is that of the process, without the loaded libraries. On a GPU, all contenders may use TF32 for
+products in float32.
 """
 
 import gc

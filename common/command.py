@@ -78,8 +78,11 @@ def _fail(message: str) -> int:
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        has_default = action.default is not None and action.default is not False
-        return super()._get_help_string(action) if has_default else action.help
+        if action.default is None or action.default is False:
+            return action.help
+        if isinstance(action.default, tuple):
+            return f"{action.help} (default: {' '.join(action.default)})"
+        return super()._get_help_string(action)
 
 
 class Parser(argparse.ArgumentParser):
