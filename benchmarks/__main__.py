@@ -87,7 +87,7 @@ def main() -> None:
             new_tokens = QUICK_TOKENS if flags.quick else NEW_TOKENS
             results["completion"] = time_completion(Path(scratch) / "random", flags.repeats, new_tokens)
             print(completion_table(results["completion"]))
-        results["data"] = time_data(folder, Path(scratch), flags.repeats, flags.quick)
+        results["data"] = time_data(folder, Path(scratch), flags.quick)
         print(*(f"{name}: {seconds:.2f} s" for name, seconds in results["data"].items()), sep="\n")
     if flags.output:
         with atomic_write(Path(flags.output)) as file:

@@ -157,7 +157,7 @@ def time_evaluation(folder: Path, device: torch.device, repeats: int, quick: boo
     return [row | {"windows": len(rows), "windows_per_second": len(rows) / row["seconds"]} for row in found]
 
 
-def time_data(folder: Path, scratch: Path, repeats: int, quick: bool) -> dict[str, float]:
+def time_data(folder: Path, scratch: Path, quick: bool) -> dict[str, float]:
     """Return the seconds of the whole convert.py command, and of loading the dataset the first time and later."""
     source = "dataset/Python" if (ROOT / "dataset" / "Python").is_dir() else "stdlib"
     if quick:
@@ -181,7 +181,7 @@ def time_data(folder: Path, scratch: Path, repeats: int, quick: bool) -> dict[st
     runs = {"convert": convert, "load, first time": load_first, "load, from the cache": load}
     cpu = torch.device("cpu")
     try:
-        seconds = take_turns({name: partial(seconds_of, run, cpu) for name, run in runs.items()}, min(repeats, 3))
+        seconds = take_turns({name: partial(seconds_of, run, cpu) for name, run in runs.items()}, 1 if quick else 3)
     finally:
         shutil.rmtree(target, ignore_errors=True)
     return {f"{name} ({Path(source).name})": statistics.median(values) for name, values in seconds.items()}

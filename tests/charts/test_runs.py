@@ -126,7 +126,7 @@ def test_a_run_with_nothing_to_draw_names_what_it_has(tmp_path, analyse):
     with SummaryWriter(str(tmp_path / "run")) as writer:
         writer.add_scalar("reward", 1.0, 1)
         writer.add_scalar("length", 1.0, 1)
-    with pytest.raises(InputError, match="but length, reward; name a run"):
+    with pytest.raises(InputError, match="only length, reward, for which there is no chart; name a run"):
         analyse(tmp_path / "run")
     assert not (tmp_path / "out").exists()
 
