@@ -165,11 +165,13 @@ def contamination_chart(meta: dict, title: str) -> Figure:
     lengths = list(splits[meta["flags"]["split_by"]])
     names = [f"split by {name}" for name in splits]
     axes = bar_axes(figure, 111, names, title, "share of dev's n-grams that occur in train (%)")
-    height, handles = 0.8 / len(lengths), {}
+    height, handles = 0.8 / max(1, len(lengths)), {}
     for number, length in enumerate(lengths):
         shares = [of_split.get(length) for of_split in splits.values()]
         y = np.arange(len(splits)) + (number - (len(lengths) - 1) / 2) * height
-        drawn = axes.barh(y, [100 * (share or 0) for share in shares], 0.9 * height, color=COLOURS[number])
+        drawn = axes.barh(
+            y, [100 * (share or 0) for share in shares], 0.9 * height, color=COLOURS[number % len(COLOURS)]
+        )
         axes.bar_label(drawn, ["none to measure" if share is None else f"{share:.1%}" for share in shares], padding=3)
         handles[f"{length}-grams"] = drawn
     axes.set(xlim=(0, 115), xticks=range(0, 101, 20))

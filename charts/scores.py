@@ -2,10 +2,11 @@
 
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
 from common.command import InputError
 from common.json_files import read_json
+from dataset.format import Count
 
 if TYPE_CHECKING:
     from charts.drawing import Bar
@@ -27,15 +28,24 @@ class Shares(TypedDict):
     repeats: float
 
 
+class _Settings(TypedDict, total=False):
+    """How the completions were generated. Missing without --infill, and in results of earlier versions."""
+
+    infill: str
+    no_infill: bool
+    temperature: float
+    stop: str
+
+
 class _Result(TypedDict):
     model: str
-    problems: int
-    samples_per_problem: int
+    problems: Count
+    samples_per_problem: Count
     pass_at_k: dict[str, Rate]
     shares: Shares
     problems_file: str
     problems_sha256: str
-    settings: dict[str, Any]
+    settings: _Settings
     sandbox: str
 
 
@@ -58,8 +68,8 @@ def read_result(path: Path) -> Result:
     result = read_json(path, Result, REMEDY)
     for k, rate in result["pass_at_k"].items():
         bounds = (0, rate["low"], rate["value"], rate["high"], 1)
-        if not k.isdecimal() or any(low > high + ROUNDING for low, high in pairwise(bounds)):
-            raise InputError(f"{path}: pass_at_k.{k} is not a share with an interval around it; {REMEDY}")
+        if not k.isdecimal() or len(k) > 9 or any(low > high + ROUNDING for low, high in pairwise(bounds)):
+            raise InputError(f"{path}: pass_at_k.{k:.20} is not a share with an interval around it; {REMEDY}")
     return result
 
 

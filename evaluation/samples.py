@@ -116,7 +116,7 @@ def read_samples(path: Path, run: str) -> list[Sample]:
         return []
     content = read_input(path)
     whole = content[: content.rfind(b"\n") + 1]
-    samples = []
+    samples, there = [], set()
     for number, line in enumerate(whole.decode("utf-8", "replace").split("\n")[:-1], 1):
         remedy = "delete the line, or name another --samples"
         try:
@@ -130,6 +130,9 @@ def read_samples(path: Path, run: str) -> list[Sample]:
                 f"{path}:{number}: a sample of another model, of other problems or of other settings; name another "
                 "--samples, or delete the file"
             )
+        if (key := (sample.task_id, sample.number)) in there:
+            raise InputError(f"{path}:{number}: {sample.task_id} has a sample {sample.number} before; {remedy}")
+        there.add(key)
         samples.append(sample)
     if len(whole) < len(content):
         os.truncate(path, len(whole))

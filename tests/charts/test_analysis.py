@@ -77,6 +77,10 @@ def test_a_share_that_could_not_be_measured_is_said(project, tmp_path):
     rows = [line.split() for line in project.run(*command).stdout.splitlines() if line.startswith("split by")]
     assert [row[-2:] for row in rows] == [["-", "-"]] * 2
     assert (tmp_path / "contamination.svg").read_text().count("none to measure") == 4
+    meta = project.folder / "dataset" / "short" / "json" / "meta.json"
+    for shares in ({}, {str(n): 0.5 for n in range(1, 12)}):  # more than there are colours
+        meta.write_text(json.dumps(json.loads(meta.read_text()) | {"contamination": {"file": shares}}))
+        project.run(*command)
 
 
 def test_runs_are_drawn_and_compared(project, tmp_path):

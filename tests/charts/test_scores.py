@@ -80,6 +80,9 @@ def test_results_of_different_problems_are_kept_apart(project, tmp_path, changes
         (json.dumps({"loss": 1.0}), "is missing"),
         (json.dumps(RESULT | {"pass_at_k": {"1": {"value": 0.5, "low": 0.6, "high": 0.7}}}), "pass_at_k.1"),
         (json.dumps(RESULT | {"pass_at_k": {"one": {"value": 0.5, "low": 0.4, "high": 0.6}}}), "pass_at_k.one"),
+        (json.dumps(RESULT | {"pass_at_k": {"9" * 5000: {"value": 0.5, "low": 0.4, "high": 0.6}}}), "pass_at_k.999"),
+        (json.dumps(RESULT | {"settings": {"infill": []}}), "settings.infill"),
+        (json.dumps(RESULT | {"problems": 10**30}), "problems is"),
         (None, "No such file"),
     ],
 )

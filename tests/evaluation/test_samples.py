@@ -119,6 +119,9 @@ def test_a_sample_that_someone_edited_is_refused(tmp_path, key, value):
     path.write_text(f"{json.dumps(sample)}\n{json.dumps(sample | {key: value})}\n")
     with pytest.raises(InputError, match=rf"s\.jsonl:2: {key} is .*delete the line"):
         read_samples(path, "r")
+    path.write_text(2 * f"{json.dumps(sample | {'number': 0})}\n")  # which would count twice
+    with pytest.raises(InputError, match=r"s\.jsonl:2: t has a sample 0 before"):
+        read_samples(path, "r")
 
 
 def test_every_line_of_a_solution_is_filled_in_between_the_others(sandbox, tmp_path):
