@@ -64,6 +64,9 @@ def find_pretrained(name_or_path: str, weights: bool = True) -> Path:
             raise InputError(f"{name}: has neither {' nor '.join(wanted)}; name the folder of a saved model")
         if weights and not _has_any(folder, _ANY_TOKENIZER_FILE):
             raise InputError(f"{name}: has no tokenizer, such as tokenizer.json; copy the model's own into it")
+        for file in folder.iterdir():  # of which libraries open many; reading from a pipe would never end
+            if file.exists() and not file.is_file() and not file.is_dir():
+                raise InputError(f"{file}: not a regular file; {COMPLETE_COPY}")
         return folder
     if name.count("/") > 1 or name.startswith((".", "/", "~")) or name.endswith("/") or "\\" in name:
         raise InputError(

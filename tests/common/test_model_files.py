@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 
 import pytest
@@ -106,6 +107,15 @@ def test_a_tokenizer_whose_template_names_an_unknown_token_is_refused_in_one_lin
     (tmp_path / "model" / "tokenizer.json").write_text(json.dumps(file))
     for command in (["interact.py", "--prompt", "x"], ["interact.py", "--prompt", "x", "--precision", "fp32"]):
         assert "unknown token '<nope>'" in project.fails(*command, "--model_path", tmp_path / "model")
+
+
+@pytest.mark.parametrize("name", ["generation_config.json", "chat_template.jinja", "extra.safetensors"])
+def test_a_pipe_among_a_models_files_is_refused_and_never_read(name, tmp_path):
+    shutil.copytree(TINY, tmp_path / "model")
+    (tmp_path / "model" / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / "model" / name)
+    with pytest.raises(InputError, match=f"{name}: not a regular file"):
+        find_pretrained(str(tmp_path / "model"))
 
 
 def test_weights_that_are_not_finite_are_refused(tmp_path, model):
