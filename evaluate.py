@@ -64,7 +64,8 @@ class EvaluateFlags(Flags):
     output: str | None = flag(None, "write the results as JSON to this file too", type=output_file())
     problems: str | None = flag(
         None,
-        "complete the problems of this file, in HumanEval's format, RUN the completions, and report pass@k",
+        "complete the problems of this file, in the format of HumanEval, HumanEval+ or MBPP+, RUN the completions, and "
+        "report pass@k",
         type=str,
     )
     infill: str = flag(

@@ -1,4 +1,4 @@
-"""Problems in the format of OpenAI's HumanEval: one JSON object per line, plain or compressed by gzip."""
+"""Problems in the format of OpenAI's HumanEval or of MBPP+: one JSON object per line, plain or compressed by gzip."""
 
 import gzip
 import hashlib
@@ -6,6 +6,7 @@ import re
 import zlib
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any, TypedDict
 
 from common.command import InputError
 from common.files import read_input
@@ -18,13 +19,17 @@ FORGET = (
 )
 
 
+# What every test of MBPP+ calls (evalplus/evalplus, tools/mbpp/to_original_fmt.py).
+CALL_IN_TEST = re.compile(r"^    assertion\((\w+)\(\*inp\),", re.MULTILINE)
+
+
 @dataclass(frozen=True)
 class Problem:
     """A function to write, and its test.
 
     Attributes:
-        prompt: source code up to the function's body, with its docstring.
-        canonical_solution: a correct body.
+        prompt: source code up to the function's body, with its docstring; in MBPP+ a docstring alone.
+        canonical_solution: a correct body; in MBPP+ the whole function.
         test: source code that defines `check(candidate)`, which raises an exception if the function is wrong.
     """
 
@@ -74,8 +79,27 @@ def read_problems(path: Path) -> tuple[list[Problem], str]:
     return list(problems.values()), hashlib.sha256(content).hexdigest()
 
 
+class _MbppPlusRow(TypedDict):
+    """A problem of MBPP+ in the format of the original MBPP. Its test is a program that calls the function by name."""
+
+    task_id: int
+    prompt: str
+    code: str
+    test_list: list[str]
+    test: str
+
+
 def _read_problem(line: str, place: str) -> Problem:
-    row = parse_json(line, dict, place, "delete the line or fetch the file again")
+    remedy = "delete the line or fetch the file again"
+    row = parse_json(line, dict, place, remedy)
+    if "plus_input" in row:  # its key `test` holds HumanEval's own few tests, if anything
+        name = "MbppPlus" if str(row.get("task_id")).startswith("Mbpp") else "HumanEvalPlus"
+        raise InputError(
+            f"{place}: this file of EvalPlus has inputs without results; take {name}-OriginFmt.jsonl.gz from the same "
+            f"place, github.com/evalplus/{name.lower()}_release"
+        )
+    if "code" in row and "test_list" in row:
+        row = _from_mbpp_plus(parse_json(line, _MbppPlusRow, place, remedy), place)
     keys = [field.name for field in fields(Problem)]
     if missing := [key for key in keys if not isinstance(row.get(key), str)]:
         raise InputError(f"{place}: a problem needs {', '.join(keys)} as text; missing here: {', '.join(missing)}")
@@ -84,3 +108,21 @@ def _read_problem(line: str, place: str) -> Problem:
     if not row["entry_point"].isidentifier():
         raise InputError(f"{place}: entry_point {row['entry_point']!r} of {row['task_id']} is not a function's name")
     return Problem(**{key: row[key] for key in keys})
+
+
+def _from_mbpp_plus(row: _MbppPlusRow, place: str) -> dict[str, Any]:
+    """The same problem as EvalPlus shows it to a base model: a docstring with the sentence and the first assertion.
+
+    That form is from evalplus/evalplus, tools/mbpp/init_plus.py; the published file has it without links.
+    """
+    call = CALL_IN_TEST.search(row["test"])
+    if not call or not row["test_list"]:
+        raise InputError(f"{place}: not a problem of MBPP+; take MbppPlus-OriginFmt.jsonl.gz of its version 0.2.0")
+    sentence = re.sub(r"https?://\S+", "", row["prompt"])
+    return {
+        "task_id": f"Mbpp/{row['task_id']}",
+        "prompt": f'"""\n{sentence}\n{row["test_list"][0]}\n"""\n',
+        "entry_point": call[1],
+        "canonical_solution": row["code"],
+        "test": f"def check(candidate):\n    pass  # the rest of the test has run by then\n\n{row['test']}",
+    }

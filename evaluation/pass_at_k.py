@@ -18,10 +18,10 @@ from common.model_files import find_pretrained
 from completion.complete import complete_all, seed_of
 from completion.engines.engine import Engine
 from completion.settings import Completion
-from completion.stop_rules.stop_rule import StopRule, make_stop_rule
+from completion.stop_rules.stop_rule import StopRule, make_stop_rule, unfinished
 from dataset.problem_file import read_problems
 from evaluation.intervals import bootstrap_interval
-from evaluation.problems import Task, tasks_of, verified
+from evaluation.problems import Task, before_any, stop_rule_of, tasks_of, verified
 from evaluation.samples import Generate, Sample, judge_again, take_samples
 from sandbox.sandbox import Sandbox, Verdict
 
@@ -132,16 +132,12 @@ def generate_with(load: Callable[[], Engine], settings: ProblemSettings) -> Gene
     return generate
 
 
-def _rule_of(settings: ProblemSettings) -> Callable[[str], StopRule] | None:
+def _rule_of(settings: ProblemSettings) -> Callable[[str], StopRule]:
     if settings.infill:
         return lambda prompt: make_stop_rule("line", "", "python")  # one line, even where that opens a block
-    return None if settings.stop == "block" else lambda prompt: at_stop_word
-
-
-def at_stop_word(text: str) -> tuple[int, bool]:
-    """A stop rule: ends before the first of STOP_WORDS."""
-    places = [place for word in STOP_WORDS if (place := text.find(word)) >= 0]
-    return (min(places), True) if places else (len(text), False)
+    if settings.stop == "block":
+        return stop_rule_of
+    return lambda prompt: before_any(STOP_WORDS) if unfinished(prompt, "python") else stop_rule_of(prompt)
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:

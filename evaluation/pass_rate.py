@@ -8,7 +8,7 @@ from pathlib import Path
 from completion.complete import complete_all
 from completion.engines.torch_engine import TorchEngine
 from dataset.problem_file import read_problems
-from evaluation.problems import tasks_of, verified
+from evaluation.problems import stop_rule_of, tasks_of, verified
 from model import GPTSingleHead
 from sandbox.sandbox import Sandbox, in_parallel
 
@@ -52,6 +52,7 @@ class PassRate:
             TorchEngine(model),
             [task.prefix for task in asked],
             cancelled=interrupted,
+            rule_of=stop_rule_of,
             max_new_tokens=MAX_NEW_TOKENS,
             temperature=0.0,
         )

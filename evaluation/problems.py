@@ -6,11 +6,14 @@ from functools import partial
 from math import ceil
 
 from common.command import InputError
+from completion.stop_rules.stop_rule import StopRule, make_stop_rule, unfinished
 from dataset.problem_file import Problem
 from sandbox.sandbox import Sandbox, Verdict, in_parallel
 
 TIMES_CANONICAL = 20  # time limit, as a multiple of the CPU time that the problem's own solution takes here
 CANONICAL_SECONDS = 20  # CPU time limit for the problem's own solution
+# Where EvalPlus ends the code of a base model for MBPP+ (evalplus/evalplus, evalplus/provider/utility.py).
+MBPP_STOP_WORDS = ('\n"""', "\nassert", "\nif __name__", "\ndef main(", "\nprint(")
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,21 @@ class Task:
     def verdict(self, sandbox: Sandbox, completion: str) -> Verdict:
         """Run a completion against the problem's test."""
         return sandbox.run(self.problem.program(self.before + completion + self.after), self.seconds)
+
+
+def stop_rule_of(prompt: str) -> StopRule:
+    """Where the completion of a problem ends: with the function that the prompt began, or at MBPP_STOP_WORDS."""
+    return make_stop_rule("block", prompt, "python") if unfinished(prompt, "python") else before_any(MBPP_STOP_WORDS)
+
+
+def before_any(words: Sequence[str]) -> StopRule:
+    """A stop rule: ends before the first of the words."""
+
+    def rule(text: str) -> tuple[int, bool]:
+        places = [place for word in words if (place := text.find(word)) >= 0]
+        return (min(places), True) if places else (len(text), False)
+
+    return rule
 
 
 def tasks_of(problems: Iterable[Problem], single_lines: bool, limit: int) -> list[Task]:

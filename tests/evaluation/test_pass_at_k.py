@@ -5,7 +5,8 @@ import json
 import pytest
 
 from common.files import lock
-from evaluation.pass_at_k import STOP_WORDS, at_stop_word
+from evaluation.pass_at_k import STOP_WORDS
+from evaluation.problems import before_any, stop_rule_of
 
 PROBLEMS = [
     {
@@ -91,6 +92,15 @@ def test_mistakes_cost_one_line_before_anything_runs(project, problems):
 
 def test_stop_words_end_a_completion():
     text = "    return 1\n\n\nprint(2)\nmore"
-    assert at_stop_word("    return 1\n") == (13, False)
-    assert at_stop_word(text) == (text.index("\nprint"), True)
-    assert all(at_stop_word(f"x{word}") == (1, True) for word in STOP_WORDS)
+    rule = before_any(STOP_WORDS)
+    assert rule("    return 1\n") == (13, False)
+    assert rule(text) == (text.index("\nprint"), True)
+    assert all(rule(f"x{word}") == (1, True) for word in STOP_WORDS)
+
+
+def test_a_completion_after_a_docstring_alone_may_hold_imports_and_helper_functions():
+    rule = stop_rule_of('"""\nAdd.\nassert add(1, 2) == 3\n"""\n')
+    text = "import math\n\n\ndef one():\n    return 1\n\n\ndef add(a, b):\n    return a + b\n"
+    assert rule(text) == (len(text), False)
+    assert rule(text + "\nassert add(1, 2)") == (len(text), True)
+    assert stop_rule_of("def one():\n")("    return 1\n\nx = 2") == (12, True)
