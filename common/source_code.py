@@ -10,6 +10,7 @@ from common.command import InputError
 # A file name's ending -> the label of its rows in a dataset. In lower case it is the language and the control word.
 LABELS = {".py": "Python", ".java": "Java"}
 LANGUAGES = tuple(label.lower() for label in LABELS.values())
+COMMENTS = {"python": "#", "java": "//"}  # what begins a comment up to the line's end; // languages also have /* */
 # The control words of the reference.
 SPECIAL_WORDS = {"pad_token": "<pad>", "additional_special_tokens": [f"<{language}>" for language in LANGUAGES]}
 

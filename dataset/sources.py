@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from common.command import InputError
 from common.files import ROOT
-from common.source_code import NotSourceCode, label_of, read_source
+from common.source_code import LABELS, NotSourceCode, label_of, read_source
 
 if TYPE_CHECKING:
     import numpy as np
 
-DEFAULT_SOURCES = ("dataset/Python", "dataset/Java")
+DEFAULT_SOURCES = tuple(f"dataset/{label}" for label in LABELS.values())
 # Tests, demos, and generated tables: a quarter of all tokens, which would make every dev score look better.
 STDLIB_LEFT_OUT = {"test", "tests", "idlelib", "turtledemo", "encodings", "pydoc_data"}
 STDLIB_LEFT_OUT |= {"site-packages", "dist-packages"}
@@ -50,7 +50,7 @@ class Found(NamedTuple):
 
 
 def find_sources(sources: Sequence[str], include_ignored: bool = False) -> Found:
-    """Every .py and .java file of the sources, in the order of the sources, then of the paths.
+    """Every file of the sources in a known language, in the order of the sources, then of the paths.
 
     Hidden folders, caches, linked folders, and default sources that do not exist are not reported.
 
@@ -73,7 +73,7 @@ def find_sources(sources: Sequence[str], include_ignored: bool = False) -> Found
         reasons = sorted({file.reason for file in found.skipped})
         reasons += [say_left_out(found.left_out)] if found.left_out else []
         raise InputError(
-            f"no .py or .java file in {' or '.join(sources or DEFAULT_SOURCES)}"
+            f"no {' or '.join(LABELS)} file in {' or '.join(sources or DEFAULT_SOURCES)}"
             f"{' (' * bool(reasons)}{'; '.join(reasons)}{')' * bool(reasons)}; {remedy}"
         )
     return found

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+from common.source_code import COMMENTS
 from completion.prompt import Prompt
 from completion.repository.chunks import Chunk
 from completion.tokens import Vocabulary
 
 # The special words before a repository's name and before a file: of Qwen-Coder (arXiv:2409.12186) and of StarCoder 2.
 FAMILIES = (("<|repo_name|>", "<|file_sep|>"),)
-COMMENT = {"java": "//"}  # other languages: as in Python
 NAME = "project"  # the same name for every repository
 
 
@@ -46,7 +46,7 @@ def _chunk_ids(vocabulary: Vocabulary, chunk: Chunk, language: str) -> list[int]
     text = chunk.text if chunk.text.endswith("\n") else chunk.text + "\n"
     if words := _repository_words(vocabulary):
         return [words[1], *vocabulary.encode(f"{chunk.path}\n{text}")]
-    mark = COMMENT.get(language, "#")
+    mark = COMMENTS[language]
     return vocabulary.encode("".join(f"{mark} {line}\n" for line in [chunk.path, *text.splitlines()]) + "\n")
 
 

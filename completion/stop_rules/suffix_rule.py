@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 
+from common.source_code import COMMENTS
 from completion.stop_rules.stop_rule import StopRule
 
 OPENING = {")": "(", "]": "[", "}": "{"}
@@ -10,10 +11,8 @@ OPENING = {")": "(", "]": "[", "}": "{"}
 # or other text.
 _TEXT = r"""[^#/"'()\[\]{}]+|[()\[\]{}]|("{3}|'{3})(?:\\(?:.|\Z)|[^\\])*?(?:\1|\Z)"""
 _STRING = r"""|"(?:\\.|[^"\\\n])*"?|'(?:\\.|[^'\\\n])*'?"""
-_BRACKETS = {
-    "python": re.compile(r"#[^\n]*|" + _TEXT + _STRING, re.DOTALL),
-    "java": re.compile(r"//[^\n]*|/\*.*?(?:\*/|\Z)|" + _TEXT + _STRING, re.DOTALL),
-}
+_COMMENT = {"#": r"#[^\n]*|", "//": r"//[^\n]*|/\*.*?(?:\*/|\Z)|"}
+_BRACKETS = {name: re.compile(_COMMENT[sign] + _TEXT + _STRING, re.DOTALL) for name, sign in COMMENTS.items()}
 FENCE = "```"  # models that were trained to chat write it after the code; then they explain the code
 LEAVES = ("return", "raise", "break", "continue")
 MORE_LINES = 4  # the rest of the cursor's line may come again in one of this many lines after it

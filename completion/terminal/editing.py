@@ -17,7 +17,7 @@ from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.lexers import DynamicLexer, PygmentsLexer
 from prompt_toolkit.styles import Style
-from pygments.lexers import JavaLexer, PythonLexer
+from pygments.lexers import find_lexer_class_by_name
 from pygments.token import Comment, String, Text
 
 from common.source_code import LANGUAGES
@@ -25,7 +25,6 @@ from completion.stop_rules.stop_rule import STOPS, unfinished
 from completion.terminal.commands import COMMANDS
 from completion.terminal.plain_screen import fold, printable
 
-LEXERS = {"python": PythonLexer, "java": JavaLexer}
 # Only colours of the terminal's own palette, which its user can read. pygments' dark blue is hard to read on black.
 STYLE = Style.from_dict(
     {
@@ -61,7 +60,7 @@ class EditingScreen:
             multiline=True,
             key_bindings=self._keys(),
             completer=CommandCompleter(),
-            lexer=DynamicLexer(lambda: PygmentsLexer(LEXERS[language()])),
+            lexer=DynamicLexer(lambda: PygmentsLexer(find_lexer_class_by_name(language()))),
             bottom_toolbar=lambda: fold(status()),
             prompt_continuation="... ",
             style=STYLE,
@@ -189,7 +188,7 @@ class ColouredCode:
     """
 
     def __init__(self, prompt: str, language: str):
-        self._lexer = LEXERS[language](stripnl=False, ensurenl=False)
+        self._lexer = find_lexer_class_by_name(language)(stripnl=False, ensurenl=False)
         self._text = printable(prompt[-CONTEXT_CHARACTERS:])
         self._written = self._text.rfind("\n") + 1
         self._write(whole=False)
