@@ -14,6 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # which PYTHONSAFEPATH leaves out
 from common.command import Flags, InputError, flag, folder_name, output_file, parse_flags, run_command
 from common.files import atomic_write, dataset_file
+from completion.engines.load_engine import ENGINE_PRECISIONS
 from completion.settings import TEMPERATURE, TOKENS
 from evaluation.loss import SingleCLMEvaluator
 from evaluation.places import KINDS
@@ -58,8 +59,8 @@ class EvaluateFlags(Flags):
     dev_windows: int = flag(0, "measure on that many windows, always the same ones; 0: all", at_least=0, at_most=10**12)
     precision: str = flag(
         "auto",
-        "auto: bf16 or fp16 where the hardware is fast at it; with --problems as for interact.py",
-        choices=(*PRECISIONS, "q8_0", "f16"),
+        "auto: bf16 or fp16 where the hardware is fast at it; with --problems or --infill as for interact.py",
+        choices=ENGINE_PRECISIONS,
     )
     output: str | None = flag(None, "write the results as JSON to this file too", type=output_file())
     problems: str | None = flag(
@@ -118,8 +119,8 @@ def main() -> None:
     if flags.infill:
         evaluate_infill(flags)
         return
-    if flags.precision in ("q8_0", "f16"):
-        raise InputError(f"--precision {flags.precision} is llama.cpp's, for --problems; losses are PyTorch's")
+    if flags.precision not in PRECISIONS:
+        raise InputError(f"--precision {flags.precision} is for --problems and --infill; a loss needs PyTorch's")
     file_path = Path(flags.file_path) if flags.file_path else dataset_file(flags.dataset_name, flags.split)
 
     from common.devices import choose_device, keep_freed_memory
