@@ -59,7 +59,7 @@ class EvaluateFlags(Flags):
     dev_windows: int = flag(0, "measure on that many windows, always the same ones; 0: all", at_least=0, at_most=10**12)
     precision: str = flag(
         "auto",
-        "auto: bf16 or fp16 where the hardware is fast at it; with --problems or --infill as for interact.py",
+        "auto: bf16 or fp16 where the hardware is fast at it; with --problems as for interact.py, also q8_0 and f16",
         choices=ENGINE_PRECISIONS,
     )
     output: str | None = flag(None, "write the results as JSON to this file too", type=output_file())

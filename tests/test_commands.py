@@ -182,7 +182,7 @@ def test_a_stdout_that_is_full_ends_in_one_line(project, arguments):
 def test_two_hyphens_are_a_value_like_any_other(project, tmp_path):
     assert "no such file" in project.fails("evaluate.py", "--model_path", "tiny", "--file_path=--")
     project.run("interact.py", "--prompt=--", "--model_path", "tiny", "--max_length", 2)
-    assert "--source --: no such" in project.fails("dataset/convert.py", "--source=--", "--dataset_name", "none")
+    assert "error: --: no such" in project.fails("dataset/convert.py", "--source=--", "--dataset_name", "none")
 
 
 @pytest.mark.parametrize("command", ["train.py", "evaluate.py", "dataset/convert.py", "interact.py", "analysis.py"])
