@@ -150,6 +150,7 @@ def main() -> None:
 def evaluate_problems(flags: EvaluateFlags) -> None:
     from completion.engines.load_engine import load_engine
     from evaluation.pass_at_k import ProblemSettings, measure_problems, model_fingerprint, print_summary
+    from evaluation.published import PROBLEM_FILES, published
 
     settings = ProblemSettings(
         flags.n_samples,
@@ -177,12 +178,16 @@ def evaluate_problems(flags: EvaluateFlags) -> None:
     what = f"single lines{' without the suffix' * flags.no_infill}" if flags.infill else f"stop at {flags.stop}"
     print(f"{flags.model_path} on {flags.problems}: {how}, {what}")
     print_summary(result, refused)
+    if not flags.infill:
+        for line in published(flags.model_path, PROBLEM_FILES.get(result["problems_sha256"]), "pass@1"):
+            print(line)
 
 
 def evaluate_infill(flags: EvaluateFlags) -> None:
     from evaluation.infill import Contexts, as_json, fill_in, infill_table, summarise, until_stopped
     from evaluation.likelihood import load_measured, score_texts
     from evaluation.places import KINDS, read_places, spans_of_dataset
+    from evaluation.published import benchmark_of_places, published
 
     number = int(flags.infill)
     kinds = (flags.infill_kind,) if flags.infill_kind else KINDS
@@ -209,6 +214,9 @@ def evaluate_infill(flags: EvaluateFlags) -> None:
     if not engine.vocabulary.fim_words:
         print("  it has not learned to fill in the middle: the suffix only says where to stop")
     print(infill_table(summary))
+    if flags.file_path:
+        for line in published(flags.model_path, benchmark_of_places(Path(flags.file_path)), "exact"):
+            print(line)
 
 
 def write_result(flags: EvaluateFlags, result: dict) -> None:

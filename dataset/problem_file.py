@@ -124,5 +124,6 @@ def _from_mbpp_plus(row: _MbppPlusRow, place: str) -> dict[str, Any]:
         "prompt": f'"""\n{sentence}\n{row["test_list"][0]}\n"""\n',
         "entry_point": call[1],
         "canonical_solution": row["code"],
-        "test": f"def check(candidate):\n    pass  # the rest of the test has run by then\n\n{row['test']}",
+        # Last, since the function of Mbpp/56 is called check, and the test must find that one.
+        "test": f"{row['test']}\n\ndef check(candidate):\n    pass  # the test above has run\n",
     }

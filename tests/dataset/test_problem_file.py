@@ -2,7 +2,6 @@
 
 import gzip
 import json
-from contextlib import nullcontext
 
 import pytest
 
@@ -72,13 +71,12 @@ def test_line_separators_inside_texts_and_a_byte_order_mark(tmp_path):
     assert [problem.prompt for problem in read_problems(tmp_path / "p.jsonl")[0]] == [row["prompt"] for row in rows]
 
 
-@pytest.mark.parametrize(("solution", "passes"), [(MBPP_PLUS["code"], True), ("def double(n):\n    return 2\n", False)])
-def test_a_problem_of_mbpp_plus_is_a_docstring_whose_completion_is_run_against_the_whole_test(
-    tmp_path, solution, passes
-):
-    (tmp_path / "p.jsonl").write_text(json.dumps(MBPP_PLUS))
+@pytest.mark.parametrize("name", ["double", "check"])
+def test_a_problem_of_mbpp_plus_is_a_docstring_whose_completion_is_run_against_the_whole_test(tmp_path, name):
+    (tmp_path / "p.jsonl").write_text(json.dumps(MBPP_PLUS).replace("double", name))
     ((problem,), _) = read_problems(tmp_path / "p.jsonl")
     assert problem.task_id == "Mbpp/7"
-    assert problem.prompt == '"""\nDouble it. \nassert double(1) == 2\n"""\n'
-    with nullcontext() if passes else pytest.raises(AssertionError):
-        exec(problem.program(solution), {})
+    assert problem.prompt == f'"""\nDouble it. \nassert {name}(1) == 2\n"""\n'
+    exec(problem.program(problem.canonical_solution), {})
+    with pytest.raises(AssertionError):
+        exec(problem.program(f"def {name}(n):\n    return 2\n"), {})
