@@ -26,7 +26,6 @@ from pathlib import Path
 
 from sandbox.system_calls import filter_system_calls
 
-LEVELS = ("namespaces", "landlock", "limits")
 MEMORY = 2**29  # bytes of address space
 FILE_SIZE = 16 * 2**20
 FILES_IN_MEMORY = b"size=64m,nr_inodes=4096,mode=755"  # options of the working folder's file system

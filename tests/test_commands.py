@@ -185,11 +185,11 @@ def test_two_hyphens_are_a_value_like_any_other(project, tmp_path):
     assert "error: --: no such" in project.fails("dataset/convert.py", "--source=--", "--dataset_name", "none")
 
 
-@pytest.mark.parametrize("command", ["train.py", "evaluate.py", "dataset/convert.py", "interact.py", "analysis.py"])
+@pytest.mark.parametrize("command", ["train.py", "evaluate.py", "interact.py", "analysis.py"])
 def test_help_needs_neither_torch_nor_transformers(project, command):
     script = (
-        "import runpy, sys, os\n"
-        f"sys.path.insert(0, os.path.dirname({command!r})) if '/' in {command!r} else sys.path.insert(0, '.')\n"
+        "import runpy, sys\n"
+        "sys.path.insert(0, '.')\n"
         f"sys.argv = [{command!r}, '-h']\n"
         "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
         "except SystemExit as end: assert not end.code\n"

@@ -31,7 +31,3 @@ def test_quick_run_writes_all_numbers_and_a_chart(project, base, tmp_path):
     assert len(results["data"]) == 3
     assert chart.read_bytes().startswith(b"\x89PNG")
     assert not list((project.folder / "dataset").glob("benchmark_*"))
-
-
-def test_zero_repeats_are_refused(project):
-    assert "--repeats 0: must be at least 1" in project.fails("-m", "benchmarks", "--repeats", 0)

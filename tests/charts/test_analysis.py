@@ -95,12 +95,6 @@ def test_runs_are_drawn_and_compared(project, tmp_path):
         assert all(is_chart(tmp_path / folder / name) for name in NAMES.values())
 
 
-def test_what_a_restart_voids_is_not_drawn(tmp_path):
-    run = write_run(tmp_path / "run", {10: 9.0, 20: 8.0, 30: 99.0})
-    write_run(run, {25: 7.0}, purge_step=21)
-    assert read_run(run, "run").scalars["eval_perplexity_dev"] == {10: 9.0, 20: 8.0, 25: 7.0}
-
-
 def test_time_is_that_of_training_and_not_of_a_pause(tmp_path):
     for purge, steps in ((None, (0, 60, 120)), (61, (61, 121))):
         with SummaryWriter(str(tmp_path), purge_step=purge) as writer:

@@ -180,15 +180,6 @@ def test_control_words_in_a_file_are_ordinary_text(convert, tmp_path):
     assert tokenizer.decode(first["token_ids"]) == text
 
 
-def test_byte_order_mark_and_line_ends_are_normalized(convert, byte_vocabulary, tmp_path):
-    (tmp_path / "a.py").write_bytes(b"\xef\xbb\xbffirst = 1\r\nsecond = 2\rthird\n")
-    (tmp_path / "b.py").write_bytes(b"another = 1234\n")
-    folder = convert("--source", tmp_path)
-    tokenizer = Tokenizer.from_file(str(byte_vocabulary / "tokenizer.json"))
-    texts = {tokenizer.decode(row["token_ids"]) for row in rows(folder, "train") + rows(folder, "dev")}
-    assert "first = 1\nsecond = 2\nthird\n" in texts
-
-
 # ---- splits
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from common.command import InputError, run_command
+from common.command import InputError
 from dataset import convert as convert_module
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -298,14 +298,6 @@ def test_many_identical_files_do_not_take_quadratic_time():
         return count
 
     assert steps(1000) < 15 * steps(100)
-
-
-def test_a_mistake_ends_with_code_2(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(sys, "argv", ["convert.py", "--source", str(tmp_path), "--tokenizer", "tiny"])
-    with pytest.raises(SystemExit) as end:
-        run_command(convert_module.main)
-    assert end.value.code == 2
-    assert capsys.readouterr().err.startswith("error: no .py or .java file")
 
 
 def test_windows_that_lie_apart_are_counted_rightly(convert, tmp_path):
