@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evaluation.infill import MAX_NEW_TOKENS, Contexts, way_name
-from evaluation.intervals import bootstrap_interval
+from evaluation.intervals import figure, paired_difference
 from evaluation.loss import SingleCLMEvaluator
 from evaluation.places import Span
 
@@ -94,32 +94,25 @@ def compare(before: Places, after: Places) -> dict[str, Any]:
     """
     stages = {"before": before[: len(after)], "after": after}
     files = [place["file"] for place in after]
+    groups = files if len(set(files)) >= FEW else None
     answers = {arm: [place["answers"][way] for place in stages[stage]] for arm, (stage, way) in ARMS.items()}
     exact = {arm: [100.0 * answer["exact"] for answer in found] for arm, found in answers.items()}
     bits = {arm: [answer["bits"] for answer in found] for arm, found in answers.items()}
     size = sum(len(place["wanted"].encode()) for place in after) / len(after)  # bytes
 
-    def difference(values: dict[str, list[float]], new: str, old: str, unit: float = 1.0) -> dict[str, float]:
-        return _figure([a - b for a, b in zip(values[new], values[old], strict=True)], files, unit)
-
     return {
         "places": len(after),
         "files": len(set(files)),
-        "exact": {arm: _figure(values, files) for arm, values in exact.items()},
-        "bits": {arm: _figure(values, files, 1 / size) for arm, values in bits.items()},
+        "exact": {arm: figure(values, groups) for arm, values in exact.items()},
+        "bits": {arm: figure(values, groups, 1 / size) for arm, values in bits.items()},
         "differences": {
             f"{new} - {old}": {
-                "exact": difference(exact, new, old),
-                "bits": difference(bits, new, old, 100 * len(after) / max(sum(bits[old]), 1e-9)),
+                "exact": paired_difference(exact[new], exact[old], groups),
+                "bits": paired_difference(bits[new], bits[old], groups, 100, relative=True),
             }
             for new, old in PAIRS
         },
     }
-
-
-def _figure(values: Sequence[float], files: Sequence[str], unit: float = 1.0) -> dict[str, float]:
-    low, high = bootstrap_interval(values, files if len(set(files)) >= FEW else None)
-    return {"mean": unit * sum(values) / len(values), "low": unit * low, "high": unit * high}
 
 
 def tell(result: dict[str, Any]) -> str:

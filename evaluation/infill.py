@@ -17,7 +17,7 @@ from completion.repository.choice import choose_context
 from completion.repository.chunks import Chunk
 from completion.repository.repository import Repository
 from dataset.sources import source_root
-from evaluation.intervals import bootstrap_interval
+from evaluation.intervals import figure, paired_difference
 from evaluation.places import OF_ONE_LINE, Span
 
 MAX_NEW_TOKENS = 128
@@ -142,47 +142,36 @@ def summarise(places: Sequence[Place]) -> dict[str, Any]:
 
 def _summarise_kind(places: Sequence[Place]) -> dict[str, Any]:
     files = [(place.span.source, place.span.path) for place in places]
-    lengths = [len(place.span.middle.rstrip().encode()) for place in places]
+    size = sum(len(place.span.middle.rstrip().encode()) for place in places)  # bytes
     ways = {name: [place.answers[name] for place in places] for name in places[0].answers}
-    measured = ways["prefix"][0].bits is not None
-
-    def mean(values: Sequence[float]) -> dict[str, Any]:
-        return {"mean": statistics.mean(values), "interval": bootstrap_interval(values, files)}
-
-    def bits(name: str) -> float:
-        return sum(answer.bits for answer in ways[name])
-
-    def difference(new: str, old: str) -> dict[str, Any]:
-        pairs = list(zip(ways[new], ways[old], strict=True))
-        result = {
-            "exact_match": mean([float(a.exact) - b.exact for a, b in pairs]),
-            "edit_similarity": mean([a.similarity - b.similarity for a, b in pairs]),
-        }
-        if measured:  # relative to the bits of the old way
-            saved = mean([a.bits - b.bits for a, b in pairs])
-            average = bits(old) / len(places)
-            result["bits_per_byte"] = {
-                "mean": saved["mean"] / average,
-                "interval": tuple(end / average for end in saved["interval"]),
-            }
-        return result
-
+    values = {
+        "exact_match": {name: [float(answer.exact) for answer in answers] for name, answers in ways.items()},
+        "edit_similarity": {name: [answer.similarity for answer in answers] for name, answers in ways.items()},
+    }
     figures = {
-        name: {
-            "exact_match": mean([float(answer.exact) for answer in answers]),
-            "edit_similarity": mean([answer.similarity for answer in answers]),
-            "bits_per_byte": bits(name) / sum(lengths) if measured else None,
-            "seconds": statistics.median(answer.seconds for answer in answers),
-        }
+        name: {key: _as_dict(figure(of_way[name], files)) for key, of_way in values.items()}
+        | {"bits_per_byte": None, "seconds": statistics.median(answer.seconds for answer in answers)}
         for name, answers in ways.items()
     }
+    if ways["prefix"][0].bits is not None:
+        values["bits_per_byte"] = {name: [answer.bits for answer in answers] for name, answers in ways.items()}
+        for name, bits in values["bits_per_byte"].items():
+            figures[name]["bits_per_byte"] = sum(bits) / size
     differences = {}
     for name in ways:
         for part in (", context", ", suffix"):
             if part in name:
-                differences[f"{name} - {name.replace(part, '')}"] = difference(name, name.replace(part, ""))
+                old = name.replace(part, "")
+                differences[f"{name} - {old}"] = {
+                    key: _as_dict(paired_difference(of_way[name], of_way[old], files, relative=key == "bits_per_byte"))
+                    for key, of_way in values.items()
+                }
     shown = {name: statistics.mean(bool(a.shown) for a in answers) for name, answers in ways.items()}
     return {"places": len(places), "ways": figures, "differences": differences, "shown_context": shown}
+
+
+def _as_dict(found: dict[str, float]) -> dict[str, Any]:
+    return {"mean": found["mean"], "interval": (found["low"], found["high"])}
 
 
 def as_json(places: Sequence[Place]) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""How sure a mean is: the 95 % bootstrap interval."""
+"""How sure a mean or a difference is: the 95 % bootstrap interval."""
 
 from collections.abc import Hashable, Sequence
 
@@ -31,3 +31,21 @@ def bootstrap_interval(
         means.append(sums[drawn].sum(1) / sizes[drawn].sum(1))
     low, high = np.quantile(np.concatenate(means), (0.025, 0.975))
     return float(low), float(high)
+
+
+def figure(values: Sequence[float], groups: Sequence[Hashable] | None, unit: float = 1.0) -> dict[str, float]:
+    """Return the values' mean and the ends of its interval, times `unit`."""
+    low, high = bootstrap_interval(values, groups)
+    return {"mean": unit * sum(values) / len(values), "low": unit * low, "high": unit * high}
+
+
+def paired_difference(
+    new: Sequence[float],
+    old: Sequence[float],
+    groups: Sequence[Hashable] | None,
+    unit: float = 1.0,
+    relative: bool = False,
+) -> dict[str, float]:
+    """As `figure`, of the differences between values at the same places; `relative` to the mean of the old ones."""
+    unit *= len(old) / max(sum(old), 1e-9) if relative else 1.0
+    return figure([a - b for a, b in zip(new, old, strict=True)], groups, unit)
