@@ -8,7 +8,7 @@ bits per byte there and 3.1 % more on Python's library; 0.7 of their change had 
 import json
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 from adaptation.comparison import load_model, measure_loss
 from common.files import replace_folder
@@ -16,11 +16,19 @@ from common.json_files import read_json
 from training.lora import ADAPTER
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch.nn import Parameter
+
+    from model import GPTSingleHead
 
 SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)  # of the change from the base to the adapted weights
 MOST_LOSS = 1.01  # of other code, relative to the base's
 AVERAGE = "average.json"  # in the model's folder
+
+
+class Average(TypedDict):
+    """The file AVERAGE."""
+
+    share: float
 
 
 def average(best: Path, base: str, general: Path, row_tokens: int, windows: int) -> float:
@@ -34,14 +42,14 @@ def average(best: Path, base: str, general: Path, row_tokens: int, windows: int)
         row_tokens, windows: measure on so many windows of so many tokens.
     """
     if (best / AVERAGE).is_file():
-        return read_json(best / AVERAGE, dict, "remove the run folder to start the adaptation again")["share"]
+        return read_json(best / AVERAGE, Average, "remove the run folder to start the adaptation again")["share"]
     model = load_model(base, row_tokens)
-    allowed, old = MOST_LOSS * measure_loss(model, general, windows)["loss"], model.gpt.state_dict()
-    model = load_model(str(best), row_tokens)
-    new = {name: value.clone() for name, value in model.gpt.state_dict().items()}
+    allowed = MOST_LOSS * measure_loss(model, general, windows)["loss"]
+    old = dict(model.gpt.named_parameters())
+    model, before = load_model(str(best), row_tokens), 1.0
     for share in SHARES:
-        if share < 1:
-            model.gpt.load_state_dict({name: _between(old.get(name), value, share) for name, value in new.items()})
+        _move_back(model, old, share / before)
+        before = share
         if measure_loss(model, general, windows)["loss"] <= allowed:
             break
     with replace_folder(best) as folder:
@@ -53,10 +61,8 @@ def average(best: Path, base: str, general: Path, row_tokens: int, windows: int)
     return share
 
 
-def _between(old: "Tensor | None", new: "Tensor", share: float) -> "Tensor":
-    """`old` may have fewer rows than `new`, which then has the embeddings of new marker words."""
-    if old is None or new.ndim == 0:
-        return new
-    mixed = new.clone()
-    mixed[: len(old)] = old + share * (new[: len(old)] - old)
-    return mixed
+def _move_back(model: "GPTSingleHead", old: "dict[str, Parameter]", share: float) -> None:
+    """Reduce the weights' distance from the old ones to a share of it, in place, because two models fill the memory."""
+    for name, new in model.gpt.named_parameters():
+        if name in old:  # `new` may have more rows, the embeddings of new marker words
+            new.data[: len(old[name])].lerp_(old[name].data, 1 - share)
