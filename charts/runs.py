@@ -1,5 +1,6 @@
 """Read training runs from the disk: their TensorBoard files and settings."""
 
+import contextlib
 import itertools
 import math
 import sys
@@ -145,14 +146,19 @@ def read_run(folder: Path, name: str) -> Run:
 
 def read_events(path: Path) -> list:
     """Read the events of one TensorBoard file. If it is damaged, use those before the damage and print a note."""
+    from google.protobuf.message import DecodeError
     from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
     from tensorboard.compat.proto.event_pb2 import Event
 
     size = path.stat().st_size  # measured before reading, because the run may still be writing
-    records = list(RawEventFileLoader(str(path)).Load())
-    if not records or sum(len(record) + 16 for record in records) < size:  # each has a length and two checksums
-        print(f"note: {path}: damaged or empty; only its first {len(records)} records are used", file=sys.stderr)
-    return [Event.FromString(record) for record in records]
+    events, read = [], 0
+    with contextlib.suppress(DecodeError):
+        for record in RawEventFileLoader(str(path)).Load():
+            events.append(Event.FromString(record))
+            read += len(record) + 16  # with its length and two checksums
+    if not events or read < size:
+        print(f"note: {path}: damaged or empty; only its first {len(events)} records are used", file=sys.stderr)
+    return events
 
 
 def scalars_of(event) -> Iterator[tuple[str, float]]:
@@ -163,6 +169,9 @@ def scalars_of(event) -> Iterator[tuple[str, float]]:
         if value.HasField("simple_value"):
             yield value.tag, value.simple_value
         elif value.HasField("tensor"):  # as TensorFlow 2 writes scalars
-            array = make_ndarray(value.tensor)
+            try:
+                array = make_ndarray(value.tensor)
+            except (KeyError, TypeError, ValueError):  # its type has no numbers, or does not fit its content
+                continue
             if array.size == 1 and array.dtype.kind in "fiu":
                 yield value.tag, array.item()

@@ -7,6 +7,10 @@ from collections import Counter
 
 import matplotlib.image
 import pytest
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.compat.proto.tensor_pb2 import TensorProto
+from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import SummaryWriter
 
 from charts.runs import read_run
@@ -153,6 +157,13 @@ def test_a_torn_or_empty_event_file_is_reported_and_the_rest_is_used(project, tm
     assert is_chart(run / "figures" / "dev_loss.png")
     file.write_bytes(content[:-7])
     assert str(file) in project.run("analysis.py", "runs", run).stderr
+    with file.open("wb") as opened:  # whole records, whose content is wrong
+        writer = RecordWriter(opened)
+        values = [Summary.Value(tag="loss_dev", simple_value=2.5), Summary.Value(tag="loss_dev", tensor=TensorProto())]
+        writer.write(Event(step=3, summary=Summary(value=values)).SerializeToString())
+        writer.write(b"\xff" * 9)
+    done = project.run("analysis.py", "runs", run)
+    assert "only its first 1 records" in done.stderr and " 2.5000 " in done.stdout
 
 
 @pytest.mark.parametrize(
