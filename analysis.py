@@ -6,6 +6,7 @@ python analysis.py runs model/a model/b --x tokens --report   several in each ch
 python analysis.py results a.json b.json --names A B          files that evaluate.py --problems wrote with --output
 """
 
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,7 +129,9 @@ def analyse_data(dataset_name: str, folder: Path, extension: str) -> None:
 
 def analyse_runs(flags: RunsFlags) -> None:
     folders = [Path(run) for run in flags.runs]
-    names = flags.names or [folder.resolve().name for folder in folders]
+    names = flags.names or [
+        Path(os.path.realpath(folder)).name for folder in folders
+    ]  # resolve() fails on a loop of links
     if len(names) != len(folders) or len(set(names)) < len(names):
         raise InputError(f"{len(folders)} runs named {', '.join(names)}; give each run a different name with --names")
     for name in names:  # a folder's name may contain control characters

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO, TypeVar
 
 T = TypeVar("T")
+SHOWN = 400  # characters of each end of a long error
 
 
 class InputError(Exception):
@@ -72,6 +73,8 @@ def _prepare_streams() -> None:
 
 def _fail(message: str) -> int:
     line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)  # no control characters on the terminal
+    if len(line) > 2 * SHOWN:  # a name or a value may fill screens; what to do stands at the end
+        line = f"{line[:SHOWN]} ... {line[-SHOWN:]}"
     print(f"error: {line}", file=sys.stderr)
     return 2
 

@@ -179,3 +179,10 @@ def test_a_torn_or_empty_event_file_is_reported_and_the_rest_is_used(project, tm
 )
 def test_bad_input(project, arguments, said):
     assert said in project.fails("analysis.py", *arguments)
+
+
+def test_a_loop_of_links_and_a_name_that_fills_screens(project, tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    assert "no such folder" in project.fails("analysis.py", "runs", tmp_path / "loop")
+    message = project.fails("analysis.py", "runs", "x/" * 3000)
+    assert len(message) < 900 and message.endswith("File name too long")
