@@ -171,7 +171,7 @@ def source_version(source: str) -> str | None:
     # HEAD:./ exists only if the folder itself is in the commit. A source that our own repository ignores is not.
     command = ["git", "-C", str(source_root(source)), "rev-parse", "HEAD", "HEAD:./"]
     try:
-        answer = subprocess.run(command, capture_output=True, text=True)
+        answer = subprocess.run(command, capture_output=True)
     except OSError:  # no git on this machine
         return None
-    return f"git {answer.stdout.split()[0]}" if answer.returncode == 0 else None
+    return f"git {answer.stdout.split()[0].decode()}" if answer.returncode == 0 else None

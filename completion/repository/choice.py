@@ -1,5 +1,6 @@
 """Choose the chunks of a project that a model sees at a place."""
 
+import os
 import subprocess
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -46,7 +47,7 @@ def work_tree(file: Path) -> Path | None:
     """Return the git work tree that contains a file, or None."""
     command = ["git", "-C", str(file.absolute().parent), "rev-parse", "--show-toplevel"]
     try:
-        answer = subprocess.run(command, capture_output=True, text=True)
+        answer = subprocess.run(command, capture_output=True)
     except OSError:  # no git on this machine
         return None
-    return Path(answer.stdout.rstrip("\n")) if answer.returncode == 0 else None
+    return Path(os.fsdecode(answer.stdout.removesuffix(b"\n"))) if answer.returncode == 0 else None

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from common.command import InputError
+from completion.repository.choice import work_tree
 from dataset import convert as convert_module
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -307,3 +308,11 @@ def test_windows_that_lie_apart_are_counted_rightly(convert, tmp_path):
     for counts in meta["languages"]["Python"].values():
         assert counts["windows"] > 0 == counts["short_windows"]
         assert counts["window_tokens"] == 62 * counts["windows"]
+
+
+def test_a_folder_whose_name_is_not_utf8(convert, tree, tmp_path):
+    folder = tree.rename(tmp_path / "\udce9t")  # a byte E9; git's error names it
+    meta, _ = convert("--source", folder, "--stride", 5)
+    assert len(meta["sources"][0]["files"]) == 2
+    subprocess.run(["git", "init", "-q", folder], check=True)
+    assert work_tree(folder / "a.py") == folder
