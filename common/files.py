@@ -93,6 +93,8 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO]:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:  # a full disk's error names no file, and others name the temporary file
+        if error.strerror is None:  # NumPy's, with a message alone
+            error.strerror = f"{error}; the disk may be full"
         error.filename = str(path)
         raise
     finally:

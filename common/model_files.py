@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import math
+import os
 import threading
 import urllib.error
 import urllib.request
@@ -64,6 +65,10 @@ def find_pretrained(name_or_path: str, weights: bool = True) -> Path:
             raise InputError(f"{name}: has neither {' nor '.join(wanted)}; name the folder of a saved model")
         if weights and not _has_any(folder, _ANY_TOKENIZER_FILE):
             raise InputError(f"{name}: has no tokenizer, such as tokenizer.json; copy the model's own into it")
+        try:
+            os.path.realpath(folder).encode()
+        except UnicodeEncodeError:
+            raise InputError(f"{name}: the folder's name is not UTF-8, which the libraries need; rename it") from None
         for file in folder.iterdir():  # of which libraries open many; reading from a pipe would never end
             if file.exists() and not file.is_file() and not file.is_dir():
                 raise InputError(f"{file}: not a regular file; {COMPLETE_COPY}")

@@ -118,6 +118,13 @@ def test_a_pipe_among_a_models_files_is_refused_and_never_read(name, tmp_path):
         find_pretrained(str(tmp_path / "model"))
 
 
+def test_a_model_folder_whose_name_is_not_utf8_is_refused(tmp_path, project):
+    shutil.copytree(TINY, tmp_path / "\udce9")
+    assert "is not UTF-8" in project.fails(
+        "interact.py", "--prompt", "x", "--model_path", os.fsencode(tmp_path) + b"/\xe9"
+    )
+
+
 def test_weights_that_are_not_finite_are_refused(tmp_path, model):
     from model import GPTSingleHead
 

@@ -5,6 +5,7 @@ import http.client
 import json
 import math
 import os
+import resource
 import subprocess
 import sys
 import textwrap
@@ -566,6 +567,15 @@ def test_a_damaged_file_in_the_cache_is_made_again(gpt2_tokenizer, cache, tmp_pa
     assert load_engine(str(folder)).name.startswith("llama.cpp")
     assert hashlib.sha256(file.read_bytes()).digest() == whole_hash
     assert not capsys.readouterr().err.count("note:")
+
+
+def test_an_export_to_a_full_disk_is_reported_in_one_line(project, tmp_path):
+    def limit_file_size():  # writing beyond it fails, as on a full disk
+        resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
+
+    command = ("-m", "completion.export_gguf", "--model_path", "tiny", "--output", tmp_path / "m.gguf")
+    assert "m.gguf: " in project.fails(*command, preexec_fn=limit_file_size)
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_llama_cpp_cannot_load_is_left_to_pytorch_or_refused_in_one_line(gpt2_tokenizer, cache, tmp_path, capsys):
