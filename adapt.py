@@ -297,7 +297,7 @@ def report(state: State) -> None:
     state.save(done=True)
     flags = f"--model_path {shlex.quote(str(state.run_folder))} --repository {shlex.quote(state.folder)}"
     peak = state["peak_memory"] / 2**30
-    print(f"{state.spent / 60:.1f} minutes, {peak:.1f} GiB at the peak of training; the model is in {state.run_folder}")
+    print(f"{state.spent / 60:.1f} minutes, at most {peak:.1f} GiB of memory; the model is in {state.run_folder}")
     print(f"in the editor:      python serve.py {flags}")
     print(f"in a conversation:  python interact.py {flags}")
 

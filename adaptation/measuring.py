@@ -9,6 +9,7 @@ from typing import Any, TypedDict
 
 from adaptation.comparison import load_model, measure_loss, measure_places
 from adaptation.state import State
+from common.devices import keep_freed_memory
 from common.files import atomic_write
 from common.json_files import read_json
 from evaluation.places import Span, spans_of_dataset
@@ -67,6 +68,8 @@ def measure(state: State, stage: str, path: str) -> None:
         done["humaneval"] = solve_lines(state, stage, path)
     save()
     gc.collect()
+    keep_freed_memory(False)  # what the next stage allocates would not fit into the gaps that this one leaves
+    keep_freed_memory()
 
 
 def choose_places(state: State) -> list[Span]:
