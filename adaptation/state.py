@@ -12,6 +12,7 @@ from common.json_files import read_json
 from training.run_folder import is_run
 
 STATE = "adapt.json"  # in the run folder
+TOGETHER = ({"config", "loss_windows", "total_steps"}, {"trained", "peak_memory"})  # are saved in one moment
 # Fractions of the whole time: to measure one of the two models, and to measure one loss.
 MEASURE_SHARE, LOSS_SHARE = 0.16, 0.03
 
@@ -110,7 +111,18 @@ class State:
 
 
 def read_state(run_folder: Path) -> dict[str, Any]:
-    return read_json(run_folder / STATE, Saved, "remove the folder to start the adaptation again")
+    """
+    Raises:
+        InputError: adapt.json cannot be read, or its parts do not fit together.
+    """
+    remedy = "remove the folder to start the adaptation again"
+    values = read_json(run_folder / STATE, Saved, remedy)
+    missing = [name for group in TOGETHER if group & values.keys() for name in sorted(group - values.keys())]
+    before, after = (values.get(stage, {"places": []})["places"] for stage in ("before", "after"))
+    if missing or len(after) > len(before):
+        what = ", ".join(missing) or "a place"
+        raise InputError(f"{run_folder / STATE}: {what}: missing; {remedy}")
+    return values
 
 
 def find_run(flags: AdaptFlags) -> tuple[Path, Path | None]:

@@ -114,13 +114,18 @@ def test_what_cannot_work_is_said_before_time_is_spent(project, tmp_path, withou
     assert "no such folder" in project.fails("adapt.py", tmp_path, "--model_select", "./nothing")
 
 
-def test_an_adaptation_of_an_older_version_is_refused(project, tmp_path):
+def test_a_state_of_an_older_version_or_with_parts_missing_is_refused(project, tmp_path):
     file = project.folder / "model" / "old_adapted" / "adapt.json"
     file.parent.mkdir(parents=True)
-    place = {"file": "a.py", "wanted": "1", "answers": {"prefix, suffix": {"exact": True}}}
-    before = {"seconds": 1.0, "places": [place]}
-    file.write_text(json.dumps({"flags": {}, "spent": 1.0, "before": before}))
     (tmp_path / "old").mkdir()
-    message = project.fails("adapt.py", tmp_path / "old")
-    assert "adapt.json: before.places.0.answers" in message
-    assert "remove the folder" in message
+    place = {"file": "a.py", "wanted": "1", "answers": {"prefix, suffix": {"exact": True}}}
+    stage = {"seconds": 1.0, "places": [place]}
+    for wrong, expected in (
+        ({"before": stage}, "before.places.0.answers.prefix, suffix.bits is missing"),
+        ({"after": stage | {"places": [place | {"answers": {}}]}}, "a place: missing"),
+        ({"trained": None}, "peak_memory: missing"),
+        ({"config": {}}, "loss_windows, total_steps: missing"),
+    ):
+        file.write_text(json.dumps({"flags": {}, "spent": 1.0} | wrong))
+        message = project.fails("adapt.py", tmp_path / "old")
+        assert f"adapt.json: {expected}; remove the folder" in message
