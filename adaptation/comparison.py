@@ -28,7 +28,6 @@ PAIRS = (
 )
 CONTEXT_TOKENS = 500
 AT_ONCE = 10  # places that are measured at once
-FEW = 5  # a bootstrap over fewer files would say nothing
 Places = list[dict[str, Any]]
 
 
@@ -89,12 +88,10 @@ def compare(before: Places, after: Places) -> dict[str, Any]:
     exact: percentage of places where the model's first choice is correct; the differences are in points.
     bits: bits per byte of the correct text; the differences are percentages of the older arm's bits.
 
-    The 95 % intervals come from a bootstrap over files, because places in one file resemble each other. With fewer
-    than FEW files it is a bootstrap over places.
+    The 95 % intervals are those of `figure`.
     """
     stages = {"before": before[: len(after)], "after": after}
     files = [place["file"] for place in after]
-    groups = files if len(set(files)) >= FEW else None
     answers = {arm: [place["answers"][way] for place in stages[stage]] for arm, (stage, way) in ARMS.items()}
     exact = {arm: [100.0 * answer["exact"] for answer in found] for arm, found in answers.items()}
     bits = {arm: [answer["bits"] for answer in found] for arm, found in answers.items()}
@@ -103,12 +100,12 @@ def compare(before: Places, after: Places) -> dict[str, Any]:
     return {
         "places": len(after),
         "files": len(set(files)),
-        "exact": {arm: figure(values, groups) for arm, values in exact.items()},
-        "bits": {arm: figure(values, groups, 1 / size) for arm, values in bits.items()},
+        "exact": {arm: figure(values, files) for arm, values in exact.items()},
+        "bits": {arm: figure(values, files, 1 / size) for arm, values in bits.items()},
         "differences": {
             f"{new} - {old}": {
-                "exact": paired_difference(exact[new], exact[old], groups),
-                "bits": paired_difference(bits[new], bits[old], groups, 100, relative=True),
+                "exact": paired_difference(exact[new], exact[old], files),
+                "bits": paired_difference(bits[new], bits[old], files, 100, relative=True),
             }
             for new, old in PAIRS
         },

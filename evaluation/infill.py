@@ -132,7 +132,7 @@ def _answer(engine: Engine, span: Span, suffix: str, chunks: Sequence[Chunk], bi
 def summarise(places: Sequence[Place]) -> dict[str, Any]:
     """Return, for each kind: the number of places, the results of each way, and paired differences, with intervals.
 
-    The intervals are 95 % bootstrap intervals over files, because places in one file resemble each other.
+    The 95 % intervals are those of `figure`.
     """
     return {
         kind: _summarise_kind([place for place in places if place.span.kind == kind])

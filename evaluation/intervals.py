@@ -5,6 +5,7 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 
 RESAMPLES = 10_000
+FEW_FILES = 5
 DRAWN_AT_ONCE = 1_000_000  # limits the memory
 
 
@@ -33,19 +34,23 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
-def figure(values: Sequence[float], groups: Sequence[Hashable] | None, unit: float = 1.0) -> dict[str, float]:
-    """Return the values' mean and the ends of its interval, times `unit`."""
-    low, high = bootstrap_interval(values, groups)
+def figure(values: Sequence[float], files: Sequence[Hashable], unit: float = 1.0) -> dict[str, float]:
+    """Return the mean of a value for each place, and the ends of its interval, times `unit`.
+
+    Files are drawn, because places in one file resemble each other. A draw from fewer than FEW_FILES would say nothing,
+    so then the places are drawn one by one.
+    """
+    low, high = bootstrap_interval(values, files if len(set(files)) >= FEW_FILES else None)
     return {"mean": unit * sum(values) / len(values), "low": unit * low, "high": unit * high}
 
 
 def paired_difference(
     new: Sequence[float],
     old: Sequence[float],
-    groups: Sequence[Hashable] | None,
+    files: Sequence[Hashable],
     unit: float = 1.0,
     relative: bool = False,
 ) -> dict[str, float]:
     """As `figure`, of the differences between values at the same places; `relative` to the mean of the old ones."""
     unit *= len(old) / max(sum(old), 1e-9) if relative else 1.0
-    return figure([a - b for a, b in zip(new, old, strict=True)], groups, unit)
+    return figure([a - b for a, b in zip(new, old, strict=True)], files, unit)
