@@ -71,7 +71,7 @@ def find_pretrained(name_or_path: str, weights: bool = True) -> Path:
             raise InputError(f"{name}: the folder's name is not UTF-8, which the libraries need; rename it") from None
         for file in folder.iterdir():  # of which libraries open many; reading from a pipe would never end
             if file.exists() and not file.is_file() and not file.is_dir():
-                raise InputError(f"{file}: not a regular file; {COMPLETE_COPY}")
+                raise InputError(f"{file}: not a regular file; remove it, or {COMPLETE_COPY}")
         return folder
     if name.count("/") > 1 or name.startswith((".", "/", "~")) or name.endswith("/") or "\\" in name:
         raise InputError(

@@ -23,7 +23,7 @@ def test_quick_run_writes_all_numbers_and_a_chart(project, base, tmp_path):
     for row in results["training"]:
         assert row["seconds"] == statistics.median(row["seconds_all"])
         assert len(row["seconds_all"]) == results["repeats"]
-        assert f"{4 * results['window'] / row['step_s']:,.0f}" in printed(row["name"])  # tokens/s, with batches of 4
+        assert f"{4 * results['window'] / row['seconds']:,.0f}" in printed(row["name"])  # tokens/s, with batches of 4
         assert row["flops_utilization"] > 0
     for row in results["evaluation"]:
         seconds = statistics.median(row["seconds_all"])

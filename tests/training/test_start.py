@@ -148,7 +148,7 @@ def test_a_pipe_in_place_of_the_moments_is_refused(command):
     file.unlink()
     os.mkfifo(file)
     try:
-        with pytest.raises(InputError, match=r"optimizer\.safetensors: not a regular file.*start again"):
+        with pytest.raises(InputError, match=r"optimizer\.safetensors: not a regular file; remove it"):
             command("pipe", "--restore_training", "--max_steps", 4)
     finally:
         file.unlink()
@@ -267,11 +267,23 @@ def test_evaluations_that_follow_closely_are_not_all_saved_but_the_best_model_is
         write_best(folder, model, config, report)
 
     monkeypatch.setattr(checkpoint, "_write_best", note)
-    flags = ("--max_steps", 5, "--evaluation_steps", 1, "--lr", 0.3, "--scheduler", "constantlr")
+    # float32, since the best step is another one on other processors in bf16
+    flags = (
+        "--max_steps",
+        6,
+        "--evaluation_steps",
+        1,
+        "--lr",
+        0.05,
+        "--scheduler",
+        "constantlr",
+        "--precision",
+        "fp32",
+    )
     run = command("seldom_saved", *flags, "--logging_steps", 1)
     perplexities = scalars(run)["eval_perplexity_dev"]
     best = min(perplexities, key=perplexities.get)
-    assert 1 < best < 5  # so that it was put aside, and the steps after it have changed the model
+    assert 1 < best < 6  # so that it was put aside, and the steps after it have changed the model
     assert written == [1, best]
     kept, last = (load_file(run / name / "model.safetensors") for name in ("0_GPTSingleHead", "last"))
     assert any(not torch.equal(kept[name], last[name]) for name in kept)
