@@ -58,12 +58,16 @@ def read_input(path: Path, remedy: str = "name another file") -> bytes:
         return file.read()
 
 
-def read_lines(path: Path, remedy: str) -> list[str]:
-    """The lines of a UTF-8 file, which may be compressed with gzip. Raises InputError as `open_input` does."""
+def read_lines(path: Path, remedy: str) -> tuple[list[str], bytes]:
+    """The lines of a UTF-8 file, which may be compressed with gzip, and its bytes without the compression.
+
+    Raises:
+        InputError: as `open_input`, or it is not whole or not UTF-8.
+    """
     content = read_input(path, remedy)
     try:
         content = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
-        return content.decode("utf-8-sig").split("\n")
+        return content.decode("utf-8-sig").split("\n"), content
     except (EOFError, gzip.BadGzipFile, zlib.error):
         raise InputError(f"{path}: not a whole gzip file; {remedy}") from None
     except UnicodeDecodeError:

@@ -1,15 +1,13 @@
 """Problems in the format of OpenAI's HumanEval or of MBPP+: one JSON object per line, plain or compressed by gzip."""
 
-import gzip
 import hashlib
 import re
-import zlib
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypedDict
 
 from common.command import InputError
-from common.files import read_input
+from common.files import read_lines
 from common.json_files import parse_json
 
 # Code after this line that imports one of these modules gets a new copy.
@@ -58,17 +56,10 @@ def read_problems(path: Path) -> tuple[list[Problem], str]:
             f"{path}: no such file; take HumanEval.jsonl.gz from github.com/openai/human-eval, or make problems of a "
             "dataset with `python dataset/problems.py --dataset_name NAME`"
         )
-    try:
-        content = read_input(path)
-        if content[:2] == b"\x1f\x8b":
-            content = gzip.decompress(content)
-        text = content.decode("utf-8-sig")
-    except (EOFError, gzip.BadGzipFile, zlib.error):
-        raise InputError(f"{path}: not a whole gzip file; fetch it again") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: not UTF-8; name a .jsonl or .jsonl.gz file in HumanEval's format") from None
+    remedy = "fetch it again, or name a .jsonl or .jsonl.gz file in HumanEval's format"
+    lines, content = read_lines(path, remedy)
     problems: dict[str, Problem] = {}
-    for number, line in enumerate(text.split("\n"), 1):
+    for number, line in enumerate(lines, 1):
         if line.strip():
             problem = _read_problem(line, f"{path}:{number}")
             if problem.task_id in problems:

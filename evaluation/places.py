@@ -166,7 +166,8 @@ def read_places(path: Path, most: int) -> list[Span]:
         InputError: it cannot be read, or a line of it is not such a place.
     """
     spans: list[Span] = []
-    for number, line in enumerate(read_lines(path, _REMEDY), 1):
+    lines, _ = read_lines(path, _REMEDY)
+    for number, line in enumerate(lines, 1):
         if line.strip() and len(spans) < most:
             row = parse_json(line, _Row, f"{path}:{number}", _REMEDY)
             answers = {**row.get("metadata", {}), **row}

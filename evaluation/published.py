@@ -63,7 +63,8 @@ FIGURES = _OF_ONE_MODEL + tuple(
 
 def benchmark_of_places(path: Path) -> str | None:
     """The benchmark of a file that `read_places` has read: told by its first task, for RepoEval by its name too."""
-    row = parse_json(read_lines(path, "")[0] or "{}", dict, str(path), "")
+    (first, *_), _ = read_lines(path, "")
+    row = parse_json(first or "{}", dict, str(path), "")
     task = str({**row.get("metadata", {}), **row}.get("task_id"))
     if task.startswith("SingleLineInfilling/"):
         return "HumanEval-Infilling"
