@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # which PYTHONSAFEPATH leaves out
 from common.command import Flags, InputError, flag, folder_name, output_file, parse_flags, run_command
 from common.files import atomic_write, dataset_file
-from completion.engines.load_engine import ENGINE_PRECISIONS
+from completion.engines.load_engine import ENGINE_PRECISIONS, load_engine
 from completion.settings import TEMPERATURE, TOKENS
 from evaluation.loss import SingleCLMEvaluator
 from evaluation.places import KINDS
@@ -148,7 +148,6 @@ def main() -> None:
 
 
 def evaluate_problems(flags: EvaluateFlags) -> None:
-    from completion.engines.load_engine import load_engine
     from evaluation.pass_at_k import ProblemSettings, measure_problems, model_fingerprint, print_summary
     from evaluation.published import PROBLEM_FILES, published
 

@@ -143,7 +143,7 @@ def bar_axes(figure: Figure, place: SubplotSpec | int, labels: list[str], title:
 
 def bars(panels: dict[str, list[tuple[str, float]]], x_label: str) -> Figure:
     """Draw horizontal bars with their values. Each panel has its title and its own x axis."""
-    rows = [len(bars) for bars in panels.values()]
+    rows = [len(values) for values in panels.values()]
     figure = Figure(figsize=(7, 0.5 + 0.5 * len(rows) + 0.22 * sum(rows)))
     grid = figure.add_gridspec(len(rows), height_ratios=[2 + number for number in rows])
     for place, (title, values) in zip(grid, panels.items(), strict=True):
@@ -181,7 +181,7 @@ def contamination_chart(meta: dict, title: str) -> Figure:
 
 def interval_chart(panels: dict[str, list[Bar]], x_label: str) -> Figure:
     """Draw shares with their intervals: a panel for each group that may be compared, all with the same x axis."""
-    rows = [len(bars) for bars in panels.values()]
+    rows = [len(values) for values in panels.values()]
     names = list(dict.fromkeys(name for bars in panels.values() for bar in bars for name in bar.values))
     colours = {name: COLOURS[number % len(COLOURS)] for number, name in enumerate(names)}
     height = 0.8 / max(1, len(names))

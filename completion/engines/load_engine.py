@@ -3,18 +3,21 @@
 import gc
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from common.command import InputError
 from common.gpu import has_gpu, usable_gpu
 from common.model_files import find_pretrained, read_config
-from completion.engines.engine import Engine
 from completion.gguf_export.errors import CannotConvert
+
+if TYPE_CHECKING:
+    from completion.engines.engine import Engine
 
 IN_PYTORCH = ("fp32", "bf16", "fp16")
 ENGINE_PRECISIONS = ("auto", "q8_0", "f16", *IN_PYTORCH)
 
 
-def load_engine(path: str, precision: str = "auto") -> Engine:
+def load_engine(path: str, precision: str = "auto") -> "Engine":
     """Load the model at `path`. If llama.cpp should run it and cannot, a line on stderr says why.
 
     Args:
@@ -42,7 +45,7 @@ def load_engine(path: str, precision: str = "auto") -> Engine:
     return engine
 
 
-def _in_pytorch(folder: Path, precision: str) -> Engine:
+def _in_pytorch(folder: Path, precision: str) -> "Engine":
     gc.disable()  # importing makes no garbage, and searching for it among so many objects takes a second
     from common.devices import choose_device, choose_dtype
     from completion.engines.torch_engine import TorchEngine

@@ -25,6 +25,7 @@ from completion.stop_rules.stop_rule import STOPS, unfinished
 from completion.terminal.commands import COMMANDS
 from completion.terminal.plain_screen import fold, printable
 
+LEXERS = {language: find_lexer_class_by_name(language) for language in LANGUAGES}
 # Only colours of the terminal's own palette, which its user can read. pygments' dark blue is hard to read on black.
 STYLE = Style.from_dict(
     {
@@ -60,7 +61,7 @@ class EditingScreen:
             multiline=True,
             key_bindings=self._keys(),
             completer=CommandCompleter(),
-            lexer=DynamicLexer(lambda: PygmentsLexer(find_lexer_class_by_name(language()))),
+            lexer=DynamicLexer(lambda: PygmentsLexer(LEXERS[language()])),
             bottom_toolbar=lambda: fold(status()),
             prompt_continuation="... ",
             style=STYLE,
@@ -188,7 +189,7 @@ class ColouredCode:
     """
 
     def __init__(self, prompt: str, language: str):
-        self._lexer = find_lexer_class_by_name(language)(stripnl=False, ensurenl=False)
+        self._lexer = LEXERS[language](stripnl=False, ensurenl=False)
         self._text = printable(prompt[-CONTEXT_CHARACTERS:])
         self._written = self._text.rfind("\n") + 1
         self._write(whole=False)
