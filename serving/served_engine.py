@@ -1,19 +1,25 @@
 """The engine of serve.py: llama.cpp's server, to which this process sends HTTP requests, as the relay does."""
 
+import contextlib
 import copy
 import io
 import json
 import secrets
 import select
 import socket
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
 from http.client import HTTPResponse
+from itertools import takewhile
 from pathlib import Path
 
 from completion.engines.llama_engine import LlamaEngine
 from completion.engines.llama_server import start_server
 
 REQUESTS_AT_ONCE = 4
+SIMILAR = 0.1  # a slot knows a prompt if it has read this share of its beginning (llama.cpp's slot_prompt_similarity)
+PATIENCE_S = 0.05  # how long a request waits for the slot that knows its prompt
 ENDPOINT = "/v1/completions"
 
 
@@ -34,6 +40,7 @@ class ServedEngine(LlamaEngine):
         self._client: socket.socket | None = None
         self._key = secrets.token_hex(32)
         self._context = context
+        self._slots = Slots(REQUESTS_AT_ONCE)
         super().__init__(folder, kind)
         self.context_length = min(2048, self._context // 2)  # the most that /infill reads of a long file
 
@@ -85,7 +92,10 @@ class ServedEngine(LlamaEngine):
 
     def _ask(self, request: dict, read: Callable[[dict], bool]) -> None:
         request = request | {"stream": True, "cache_prompt": True, "timings_per_token": True}
-        with self.request("POST", ENDPOINT, json.dumps(request).encode()) as answer:
+        with contextlib.ExitStack() as used:
+            if request.get("n", 1) == 1:  # for several candidates, llama.cpp takes several slots
+                request["id_slot"] = used.enter_context(self._slots.take(request["prompt"]))
+            answer = used.enter_context(self.request("POST", ENDPOINT, json.dumps(request).encode()))
             if answer.status != 200:
                 raise RuntimeError(f"llama.cpp: {answer.read().decode(errors='replace')}")
             for line in answer:
@@ -99,6 +109,45 @@ class ServedEngine(LlamaEngine):
                 self.timings = chunk.get("timings", {}) | first
                 if read(chunk["choices"][0]):
                     return
+
+
+class Slots:
+    """Chooses a slot of llama.cpp's server for each request. Each slot keeps the KV cache of its last prompt.
+
+    llama.cpp itself chooses among the free slots. While somebody types fast, the slot that knows the prompt is still
+    busy for some milliseconds with the last request, which the editor has given up. Another slot would have to read the
+    whole prompt, so a request waits for the right one.
+    """
+
+    def __init__(self, number: int):
+        self._prompts: list[list[int]] = [[] for _ in range(number)]  # token ids that each slot has read last
+        self._used_at, self._running = [0.0] * number, [0] * number  # times, and numbers of requests
+        self._changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def take(self, prompt: list[int]) -> Iterator[int]:
+        """Yield the number of the slot for a prompt."""
+        with self._changed:
+            known = [_common(prompt, other) for other in self._prompts]
+            slot = known.index(max(known))
+            is_known = known[slot] > SIMILAR * len(prompt)
+            if is_known:
+                self._changed.wait_for(lambda: not self._running[slot], PATIENCE_S)
+            if not is_known or self._running[slot]:  # take the one that was not used for longest
+                slot = min(range(len(known)), key=lambda n: (self._running[n], self._used_at[n]))
+            self._prompts[slot], self._used_at[slot] = prompt, time.monotonic()
+            self._running[slot] += 1
+        try:
+            yield slot
+        finally:
+            with self._changed:
+                self._running[slot] -= 1
+                self._changed.notify_all()
+
+
+def _common(one: list[int], other: list[int]) -> int:
+    """Return how many tokens at the beginning are the same."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
 class _Watched(io.RawIOBase):

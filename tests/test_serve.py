@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from conftest import ROOT
 from completion.complete import complete
 from completion.engines.load_engine import load_engine
 from completion.repository.chunks import Chunk
+from serving.served_engine import Slots
 
 pytest.importorskip("xllamacpp", reason="serve.py needs xllamacpp")
 KEY = "a-key-of-our-own"
@@ -378,6 +380,22 @@ def test_other_machines_with_a_key_until_ctrl_c(tmp_path):
     process.send_signal(signal.SIGINT)
     assert "stopped" in process.communicate(timeout=20)[0]
     assert process.returncode == 0
+
+
+def test_a_typed_character_waits_for_the_slot_that_knows_the_text_before_it(monkeypatch):
+    monkeypatch.setattr("serving.served_engine.PATIENCE_S", 60)
+    slots, text = Slots(2), list(range(100))
+    with slots.take(text) as first, slots.take([7] * 100) as other:
+        assert first != other
+        with slots.take([8] * 100) as longest_unused:  # none is free
+            assert longest_unused == first
+    with slots.take([*text, 1]):
+        pass
+    with ThreadPoolExecutor(1) as pool:
+        with slots.take([*text, 2]) as known:
+            waiting = pool.submit(lambda: slots.take([*text, 2, 3]).__enter__())
+            time.sleep(0.2)  # if it did not wait, it would take the other one
+        assert waiting.result() == known
 
 
 def refused(*flags, **environment) -> str:
