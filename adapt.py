@@ -11,16 +11,14 @@ import contextlib
 import io
 import json
 import logging
-import math
 import shlex
 import signal
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adaptation.state import LOSS_SHARE, MEASURE_SHARE, AdaptFlags, State, find_run
+from adaptation.state import LOSS_SHARE, AdaptFlags, State, find_run
 from common.command import InputError, parse_flags, run_command
 from common.files import atomic_write, dataset_file
 from evaluation.loss import SingleCLMEvaluator
@@ -29,11 +27,8 @@ if TYPE_CHECKING:
     from model import GPTSingleHead
     from trainer import ModelTrainer
 
-EVALUATIONS = 8  # during training
-EVALUATION_SHARE = 0.05  # of the training time; the loss of middles takes as much again
 AVERAGE_SHARE = 0.04  # of the whole time, to find the average of base and adapted model that forgets little
-CONTEXT_RATE = 0.25
-LEAST_STEPS, LEAST_TOKENS = 10, 5000  # training steps; tokens to train on
+LEAST_TOKENS = 5000  # to train on
 # Modules of Python's own library on which the model's loss shows what it forgets.
 GENERAL = (
     "argparse ast bdb calendar codecs configparser csv datetime difflib dis doctest enum fractions ftplib functools "
@@ -78,12 +73,11 @@ def prepare(state: State, earlier: Path | None) -> None:
     Raises:
         InputError: there is too little code or too little time to learn anything.
     """
-    from adaptation.budget import LARGEST_WHOLE, ROW_TOKENS, ROWS, batch_flags, read_machine, shape_of
-    from adaptation.comparison import load_model, measure_loss
-    from common.model_files import find_pretrained, fingerprint, load_tokenizer
+    from adaptation.budget import ROW_TOKENS, read_machine
+    from adaptation.plan import better_start, choose_base, plan_training
+    from common.model_files import find_pretrained
     from completion.tokens import context_length
     from dataset.format import read_meta
-    from training.fim import learn_fim_words
 
     flags, machine = state.flags, read_machine()
     cores = f"{machine.cores} cores" if machine.device == "cpu" else "a GPU"
@@ -94,73 +88,9 @@ def prepare(state: State, earlier: Path | None) -> None:
     splits = [of_language["train"] for of_language in read_meta(state.files["project"].parent)["languages"].values()]
     if (tokens := sum(split["window_tokens"] for split in splits)) < LEAST_TOKENS:
         raise InputError(f"{flags.folder}: only {tokens:,} tokens to train on; at least {LEAST_TOKENS:,} are needed")
-    if earlier and fingerprint(load_tokenizer(base)) == fingerprint(load_tokenizer(str(earlier))):
-        losses = {
-            path: measure_loss(load_model(path, row), state.files["project"], 32) for path in (base, str(earlier))
-        }
-        bits = {path: of_path["bits_per_byte"] for path, of_path in losses.items()}
-        base = min(bits, key=bits.get)
-        print(f"bits per byte of held-out files: {', '.join(f'{path} {bits[path]:.3f}' for path in bits)}; from {base}")
-    model, began = load_model(base, row), time.monotonic()
-    windows = min(8, measure_loss(model, state.files["project"], 8)["tokens"] // row + 1)
-    window_seconds = (time.monotonic() - began) / windows
-    shape = shape_of(model)
-    lora_r = flags.lora_r if flags.lora_r >= 0 else 16 * (shape.parameters > LARGEST_WHOLE)
-    step_seconds = window_seconds * ROWS * (2.2 if lora_r else 3)  # a backward pass takes as long as two forward passes
-    seconds = state.seconds * (1 - 2 * MEASURE_SHARE) - state.spent
-    if (steps := int(seconds / step_seconds)) < LEAST_STEPS:
-        needed = (state.spent + LEAST_STEPS * step_seconds) / (1 - 2 * MEASURE_SHARE) / 60
-        raise InputError(
-            f"{base}: {flags.minutes:g} minutes are too few to gain anything, about {max(0, steps)} steps of training; "
-            f"give --minutes {math.ceil(10 * needed) / 10:g} or more, or a smaller --model_select"
-        )
-    fim_rate = 0.5
-    try:
-        learn_fim_words(model)
-    except InputError as error:
-        fim_rate = print(f"note: it will not learn to infill: {error}") or 0.0
-    passes = steps * ROWS / sum(split["windows"] for split in splits)
-    how = f"LoRA of rank {lora_r}" if lora_r else "the whole model"
-    print(f"training: about {steps} steps of {ROWS} x {row} tokens, {passes:.1f} passes over the files, {how}")
-    config = {
-        "model_select": base,
-        "dataset_name": state.name,
-        "run_name": state.name,
-        "max_steps": 2 * steps,  # reduced at the first evaluation
-        "num_epochs_train": 1_000_000,
-        "max_seq_length": row,
-        "fim_rate": fim_rate,
-        "context_rate": CONTEXT_RATE if fim_rate else 0.0,
-        "lora_r": lora_r,
-        "lora_alpha": 2.0 * lora_r or 32.0,
-        "lr": flags.lr or (1e-3 if lora_r else 2e-4),
-        "warmup_ratio": 0.1,
-        "evaluation_steps": max(1, steps // EVALUATIONS),
-        "logging_steps": max(1, steps // EVALUATIONS // 4),
-        "dev_windows": max(8, int(EVALUATION_SHARE * seconds / EVALUATIONS / window_seconds)),
-        "early_stop": 1000,
-        "seed": flags.seed,
-        **batch_flags(shape, machine, bool(lora_r)),
-    }
-    loss_windows = max(8, int(LOSS_SHARE * state.seconds / window_seconds))
-    state.save(config=config, loss_windows=loss_windows, total_steps=config["max_steps"])
-
-
-def choose_base(state: State, machine: Any) -> str:
-    """Return the model to start from, and print why it was chosen."""
-    from adaptation.budget import choose_bases
-    from common.model_files import find_pretrained
-
-    names, reasons = choose_bases(machine, state.seconds * (1 - 2 * MEASURE_SHARE))
-    for name in names:
-        try:
-            find_pretrained(name)
-        except InputError as error:
-            reasons.append(str(error))
-            continue
-        print(f"base model: {name}, the best that this machine can train in this time; " + "; ".join(reasons))
-        return name
-    raise AssertionError("tiny is always there")
+    if earlier:
+        base = better_start(state, base, str(earlier), row)
+    plan_training(state, machine, base, row, sum(split["windows"] for split in splits))
 
 
 def convert_sources(state: State, base: str, row: int, earlier: Path | None) -> None:

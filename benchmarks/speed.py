@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -32,7 +33,7 @@ from common.devices import choose_dtype, keep_freed_memory, memory, peak_memory
 from common.files import ROOT
 from data import SrcCodeDataset
 from evaluation.loss import SingleCLMEvaluator
-from model import use_fast_kernels
+from model import GPTSingleHead, use_fast_kernels
 
 TURN_SECONDS = 0.5  # the slowest contender's turn takes at least this long
 EVALUATION_SECONDS = 10  # a turn of evaluation takes longer, so that its fixed costs matter little
@@ -57,6 +58,14 @@ def reset_peak(device: torch.device) -> None:
             Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets VmHWM
 
 
+class Facts(NamedTuple):
+    """What is measured of a contender before its turns."""
+
+    dtype: torch.dtype
+    first_step_s: float
+    peak: int  # bytes, beyond what was in use before
+
+
 def time_training(
     folder: Path, device: torch.device, batch: int, repeats: int, can_compile: bool, has_trainer: bool
 ) -> list[dict]:
@@ -68,14 +77,8 @@ def time_training(
         starts["ours, compiled"] = (fast, partial(ours, compiled=True))
     steps, facts = {}, {}
     for name, (dtype, start) in starts.items():
-        keep_freed_memory(False)
-        before, began = memory(device), time.perf_counter()
-        steps[name] = start(new_model(folder, device), batch)
-        seconds_of(steps[name], device)
-        first_step_s = time.perf_counter() - began
-        reset_peak(device)
-        steps[name]()
-        facts[name] = dtype, first_step_s, peak_memory(device) - before
+        steps[name], *measured = first_steps(lambda start=start: start(new_model(folder, device), batch), device)
+        facts[name] = Facts(dtype, *measured)
     a_turn = max(1, round(TURN_SECONDS / max(seconds_of(step, device) for step in steps.values())))
 
     def turn(name: str) -> float:
@@ -83,17 +86,9 @@ def time_training(
         steps[name]()
         return seconds_of(steps[name], device, a_turn) / a_turn
 
-    size = 8192 if device.type == "cuda" else 2048
-
-    def matrix_product(dtype: torch.dtype) -> float:
-        left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-        left @ right
-        return seconds_of(lambda: left @ right, device, 3) / 3
-
-    dtypes = {fast, torch.float32}
-    contenders = {str(dtype): partial(matrix_product, dtype) for dtype in dtypes}
-    seconds = take_turns(contenders | {name: partial(turn, name) for name in steps}, repeats)
-    ceilings = {dtype: 2 * size**3 / statistics.median(seconds.pop(str(dtype))) for dtype in dtypes}  # FLOP/s
+    products = {str(dtype): partial(matrix_product_s, dtype, device) for dtype in {fast, torch.float32}}
+    seconds = take_turns(products | {name: partial(turn, name) for name in steps}, repeats)
+    ceilings = {name: 2 * matrix_size(device) ** 3 / statistics.median(seconds.pop(name)) for name in products}
     steps.clear()
     gc.collect()
     if has_trainer:
@@ -103,27 +98,50 @@ def time_training(
         before, model = memory(device), new_model(folder, device)
         first, *turns = hugging_face(model, batch, [1, 3, *[a_turn] * repeats], folder / "trainer", can_compile)
         seconds[name] = [each / a_turn for each in turns[1:]]
-        facts[name] = fast, first, peak_memory(device) - before
+        facts[name] = Facts(fast, first, peak_memory(device) - before)
     model = new_model(folder, torch.device("cpu"))
-    tokens = batch * model.max_seq_length
-    results = []
-    for row in compare(seconds):
-        dtype, first_step_s, peak = facts[row["name"]]
-        rate = tokens / row["seconds"]
-        results.append(
-            row
-            | {
-                "batch": batch,
-                "dtype": str(dtype).removeprefix("torch."),
-                "tokens_per_second": rate,
-                "steps_per_turn": a_turn,
-                "first_step_s": first_step_s,
-                "peak_gib": peak / 2**30 if peak > 0 else None,
-                "matmul_tflops": ceilings[dtype] / 1e12,
-                "flops_utilization": rate * model.flops_per_token() / ceilings[dtype],
-            }
-        )
-    return results
+    rows = compare(seconds)
+    return [describe(row, facts[row["name"]], model, batch, ceilings) | {"steps_per_turn": a_turn} for row in rows]
+
+
+def first_steps(
+    start: Callable[[], Callable[[], object]], device: torch.device
+) -> tuple[Callable[[], object], float, int]:
+    """Return a contender's step, the seconds until its first step is over, and the peak memory of the second."""
+    keep_freed_memory(False)
+    before, began = memory(device), time.perf_counter()
+    step = start()
+    seconds_of(step, device)
+    first_step_s = time.perf_counter() - began
+    reset_peak(device)
+    step()
+    return step, first_step_s, peak_memory(device) - before
+
+
+def matrix_size(device: torch.device) -> int:
+    return 8192 if device.type == "cuda" else 2048
+
+
+def matrix_product_s(dtype: torch.dtype, device: torch.device) -> float:
+    """Return the seconds of a large matrix product, the fastest that this machine can compute."""
+    size = matrix_size(device)
+    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    left @ right
+    return seconds_of(lambda: left @ right, device, 3) / 3
+
+
+def describe(row: dict, facts: Facts, model: GPTSingleHead, batch: int, ceilings: dict[str, float]) -> dict:
+    """Return a contender's row of the results. `ceilings` are FLOP/s of matrix products, by dtype."""
+    rate, ceiling = batch * model.max_seq_length / row["seconds"], ceilings[str(facts.dtype)]
+    return row | {
+        "batch": batch,
+        "dtype": str(facts.dtype).removeprefix("torch."),
+        "tokens_per_second": rate,
+        "first_step_s": facts.first_step_s,
+        "peak_gib": facts.peak / 2**30 if facts.peak > 0 else None,
+        "matmul_tflops": ceiling / 1e12,
+        "flops_utilization": rate * model.flops_per_token() / ceiling,
+    }
 
 
 def training_table(rows: list[dict]) -> str:

@@ -69,59 +69,69 @@ class SingleCLMEvaluator:
         """
         import torch
 
-        from common.devices import autocast, choose_dtype, is_out_of_memory
-        from data import TokenBatches
         from training.processes import all_sum, rank, world_size
 
-        device = model.device
-        dtype = choose_dtype(self.precision, device)
-        batches = TokenBatches(self.dataset, model.pad_id, device)
+        own = slice(rank(), None, world_size())
+        was_training = model.training
+        model.eval()
+        sums, positions, gave_up = self._sums(model, own, interrupted)
+        model.train(was_training)
+        solved = 0, 0  # and how many problems there were
+        if self.pass_rate:
+            solved = self.pass_rate(model, own, interrupted)
+            gave_up |= interrupted()
+        others = torch.tensor([gave_up, *solved], dtype=torch.float64, device=model.device)
+        *sums, gave_up, right, asked = all_sum(torch.cat((sums, others))).tolist()
+        if gave_up:
+            return None
+        return _results(*sums, positions) | ({"pass_at_1": right / asked} if self.pass_rate else {})
+
+    def _sums(
+        self, model: "GPTSingleHead", own: slice, interrupted: Callable[[], bool]
+    ) -> "tuple[torch.Tensor, int, bool]":
+        """Sums over this process's windows [5] float64, the positions of all windows, and whether it gave up."""
+        import torch
+
+        from common.devices import autocast, choose_dtype, is_out_of_memory
+        from data import TokenBatches
+
+        batches = TokenBatches(self.dataset, model.pad_id, model.device)
         rows = torch.randperm(len(batches), generator=torch.Generator().manual_seed(0))
-        rows = rows[: self.windows or None].to(device)
+        rows = rows[: self.windows or None].to(model.device)
         # Longest first: a batch is as wide as its first row, so almost no padding is computed.
         lengths, order = torch.sort(batches.lengths[rows], descending=True, stable=True)
         longest = int(lengths[0])
         positions = len(rows) * (longest - 1)  # with every window padded to the longest
-        own = slice(rank(), None, world_size())
-        lengths, rows = lengths[own], rows[order][own]
-        batch_size = max(self.batch_size, fitting_windows(model, longest))
-        widths = lengths.tolist()
-        bytes_of = token_bytes(model.tokenizer, model.vocabulary_size).to(device)
-
-        def measure(rows: "torch.Tensor", width: int) -> "torch.Tensor":
-            """Sums over a batch, [5] float64."""
-            ids, labels = (values[:, :width] for values in batches.gather(rows))
-            nats, hits = model.scores(ids, labels)  # [B, width - 1]
-            targets = labels[:, 1:]
-            target_bytes = bytes_of[targets.clamp(min=0)] * (targets >= 0)
-            values = nats, targets >= 0, nats * (target_bytes > 0), target_bytes, hits
-            return torch.stack([value.sum(dtype=torch.float64) for value in values])
-
-        sums = torch.zeros(5, dtype=torch.float64, device=device)
-        gave_up = torch.zeros(1, dtype=torch.float64, device=device)
-        was_training, start = model.training, 0
-        model.eval()
-        with torch.inference_mode(), autocast(device, dtype):  # autocast keeps its casted weights until the end
-            while start < len(rows):
-                if interrupted():
-                    gave_up += 1
-                    break
+        rows, widths = rows[order][own], lengths[own].tolist()
+        batch_size, start = max(self.batch_size, fitting_windows(model, longest)), 0
+        bytes_of = token_bytes(model.tokenizer, model.vocabulary_size).to(model.device)
+        sums = torch.zeros(5, dtype=torch.float64, device=model.device)
+        # autocast keeps its casted weights until the end
+        with torch.inference_mode(), autocast(model.device, choose_dtype(self.precision, model.device)):
+            while start < len(rows) and not interrupted():
                 try:
-                    sums += measure(rows[start : start + batch_size], widths[start])
+                    batch = batches.gather(rows[start : start + batch_size])
+                    ids, labels = (values[:, : widths[start]] for values in batch)
+                    sums += _sums_of_batch(model, ids, labels, bytes_of)
                     start += batch_size
                 except (MemoryError, RuntimeError) as error:
                     if batch_size == 1 or not is_out_of_memory(error):
                         raise
                     batch_size //= 2
-        model.train(was_training)
-        solved = torch.zeros(2, dtype=torch.float64, device=device)  # and how many problems there were
-        if self.pass_rate:
-            solved += torch.tensor(self.pass_rate(model, own, interrupted), device=device)
-            gave_up += interrupted()
-        *sums, gave_up, right, asked = all_sum(torch.cat((sums, gave_up, solved))).tolist()
-        if gave_up:
-            return None
-        return _results(*sums, positions) | ({"pass_at_1": right / asked} if self.pass_rate else {})
+        return sums, positions, start < len(rows)
+
+
+def _sums_of_batch(
+    model: "GPTSingleHead", ids: "torch.Tensor", labels: "torch.Tensor", bytes_of: "torch.Tensor"
+) -> "torch.Tensor":
+    """The first five arguments of `_results`, [5] float64, for ids and labels [B, T]."""
+    import torch
+
+    nats, hits = model.scores(ids, labels)  # [B, T - 1]
+    targets = labels[:, 1:]
+    target_bytes = bytes_of[targets.clamp(min=0)] * (targets >= 0)
+    values = nats, targets >= 0, nats * (target_bytes > 0), target_bytes, hits
+    return torch.stack([value.sum(dtype=torch.float64) for value in values])
 
 
 def _results(

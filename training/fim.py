@@ -4,7 +4,7 @@ After Bavarian et al. 2022 (arXiv:2207.14255): cuts are between characters, in t
 rows are prefix-suffix-middle and half suffix-prefix-middle. Completion from left to right loses nothing.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -89,38 +89,61 @@ def fim_rows(
     tokenizer.encode_special_tokens = True  # control words in a text are ordinary text
     words = known_fim_words(tokenizer.token_to_id)
     markers = [tokenizer.token_to_id(word) for word in words or ()]
-    eos, head, n = model.eos_token_id, dataset.head_length, len(dataset)
+    head, n = dataset.head_length, len(dataset)
     draws = np.random.default_rng([seed, epoch]).random((n, 4))
     rows = FimRows(np.array(dataset.tokens), np.array(dataset.lengths), np.zeros(n, np.int32), np.ones(n, np.int32))
     wanted = np.arange(n) if wanted is None else wanted[wanted >= 0]
     contexts = {int(i): ids for i in wanted if (ids := context.ids_for(int(i), epoch))} if context else {}
-    chosen = wanted[draws[wanted, 0] < fim_rate]
-    for start in range(0, len(chosen), ROWS_AT_ONCE):
-        numbers = chosen[start : start + ROWS_AT_ONCE]
-        bodies = [dataset.tokens[i, head : dataset.lengths[i]].tolist() for i in numbers]
-        texts = tokenizer.decode_batch([body[:-1] if body[-1] == eos else body for body in bodies], False)
-        pieces = [piece for text, i in zip(texts, numbers, strict=True) for piece in _cut(text, *draws[i, 1:3])]
-        encoded = [encoding.ids for encoding in tokenizer.encode_batch_fast(pieces, add_special_tokens=False)]
-        for k, i in enumerate(numbers):
-            prefix, middle, suffix = encoded[3 * k : 3 * k + 3]
-            room = rows.max_seq_length - len(contexts.get(i, ())) - head - len(markers) - len(middle) - 1
-            if room < 0 or "\ufffd" in texts[k]:
-                continue
-            before = _before_middle(prefix, suffix, markers, draws[i, 3] < 0.5, room)
-            end = head + len(before) + len(middle) + 1
-            rows.tokens[i, head:end] = [*before, *middle, eos]
-            rows.tokens[i, end:] = model.pad_id
-            rows.lengths[i] = end
-            rows.middles[i] = head + len(before)
-    begin = len(model.start_ids(""))  # context comes after what begins every row, before the language's control word
+    for i, (prefix, middle, suffix) in _pieces(dataset, model, wanted[draws[wanted, 0] < fim_rate], draws[:, 1:3]):
+        room = rows.max_seq_length - len(contexts.get(i, ())) - head - len(markers) - len(middle) - 1
+        if room < 0:
+            continue
+        before = _before_middle(prefix, suffix, markers, draws[i, 3] < 0.5, room)
+        end = head + len(before) + len(middle) + 1
+        rows.tokens[i, head:end] = [*before, *middle, model.eos_token_id]
+        rows.tokens[i, end:] = model.pad_id
+        rows.lengths[i] = end
+        rows.middles[i] = head + len(before)
     for i, ids in contexts.items():
-        old = rows.tokens[i, : rows.lengths[i]].tolist()
-        new = [*old[:begin], *ids, *old[begin:]][: rows.max_seq_length]
-        rows.tokens[i, : len(new)] = new
-        rows.lengths[i] = len(new)
-        rows.firsts[i] = head + len(ids)
-        rows.middles[i] += len(ids) * bool(rows.middles[i])
+        _insert_context(rows, i, ids, len(model.start_ids("")), head)
     return rows
+
+
+def _pieces(
+    dataset: SrcCodeDataset, model: GPTSingleHead, numbers: np.ndarray, cuts: np.ndarray
+) -> Iterator[tuple[int, list[list[int]]]]:
+    """Yield the number of each row that spells a text, and the tokens of its prefix, middle and suffix.
+
+    Args:
+        numbers: of the rows to cut.
+        cuts: [N, 2] float64, where to cut each row of the dataset, as `_cut` takes it.
+    """
+    tokenizer = model.tokenizer.backend_tokenizer
+    for start in range(0, len(numbers), ROWS_AT_ONCE):
+        some = numbers[start : start + ROWS_AT_ONCE].tolist()
+        bodies = [dataset.tokens[i, dataset.head_length : dataset.lengths[i]].tolist() for i in some]
+        texts = tokenizer.decode_batch(
+            [body[:-1] if body[-1] == model.eos_token_id else body for body in bodies], False
+        )
+        pieces = [piece for text, i in zip(texts, some, strict=True) for piece in _cut(text, *cuts[i])]
+        encoded = [encoding.ids for encoding in tokenizer.encode_batch_fast(pieces, add_special_tokens=False)]
+        for k, i in enumerate(some):
+            if "\ufffd" not in texts[k]:  # which stands for a part of a character
+                yield i, encoded[3 * k : 3 * k + 3]
+
+
+def _insert_context(rows: FimRows, i: int, ids: list[int], begin: int, head: int) -> None:
+    """Put context into row `i`, after the tokens that the tokenizer puts before every text (`begin` tokens).
+
+    Args:
+        head: tokens before the row's own text; with a control word one more than `begin`.
+    """
+    old = rows.tokens[i, : rows.lengths[i]].tolist()
+    new = [*old[:begin], *ids, *old[begin:]][: rows.max_seq_length]
+    rows.tokens[i, : len(new)] = new
+    rows.lengths[i] = len(new)
+    rows.firsts[i] = head + len(ids)
+    rows.middles[i] += len(ids) * bool(rows.middles[i])
 
 
 def _cut(text: str, first: float, second: float) -> tuple[str, str, str]:
