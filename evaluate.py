@@ -8,13 +8,13 @@ python evaluate.py --model_path tiny --problems HumanEval.jsonl.gz       (pass@1
 import json
 import math
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # which PYTHONSAFEPATH leaves out
 from common.command import Flags, InputError, flag, folder_name, output_file, parse_flags, run_command
 from common.files import atomic_write, dataset_file
-from completion.engines.load_engine import ENGINE_PRECISIONS, load_engine
+from completion.engines.load_engine import ENGINE_PRECISIONS
 from completion.settings import TEMPERATURE, TOKENS
 from evaluation.loss import SingleCLMEvaluator
 from evaluation.places import KINDS
@@ -78,7 +78,10 @@ class EvaluateFlags(Flags):
     )
     infill_kind: str | None = flag(None, "with --infill N: spans of this kind alone", choices=KINDS, type=str)
     repository: str | None = flag(
-        None, "with --infill N: take the context from this folder's source files; else from the dataset's", type=str
+        None,
+        "with --infill N: take the context from this folder's source files; else from the dataset's; with --file_path "
+        "from the repositories in this folder, which have the names that the file gives them",
+        type=str,
     )
     context_tokens: int = flag(
         500, "with --infill N: most tokens of context; 0: measure without alone", at_least=0, at_most=1_000_000
@@ -148,33 +151,23 @@ def main() -> None:
 
 
 def evaluate_problems(flags: EvaluateFlags) -> None:
-    from evaluation.pass_at_k import ProblemSettings, measure_problems, model_fingerprint, print_summary
+    from evaluation.pass_at_k import ProblemSettings, measure_problems, print_summary
     from evaluation.published import PROBLEM_FILES, published
 
-    settings = ProblemSettings(
-        flags.n_samples,
-        flags.temperature,
-        flags.max_new_tokens,
-        flags.stop,
-        flags.seed,
-        flags.precision,
-        flags.infill,
-        flags.no_infill,
-    )
+    settings = ProblemSettings(**{field.name: getattr(flags, field.name) for field in fields(ProblemSettings)})
     result, refused = measure_problems(
         Path(flags.problems),
-        lambda: load_engine(flags.model_path, flags.precision),
-        model_fingerprint(flags.model_path),
+        flags.model_path,
         settings,
         sorted({int(k) for k in flags.k.split(",")}),
-        Path(flags.samples) if flags.samples else None,
-        flags.max_problems,
-        flags.judge_again,
-        flags.allow_weak_sandbox,
+        samples=Path(flags.samples) if flags.samples else None,
+        max_problems=flags.max_problems,
+        again=flags.judge_again,
+        allow_weak_sandbox=flags.allow_weak_sandbox,
     )
     write_result(flags, {"model": flags.model_path, "flags": asdict(flags), **result})
     how = "greedy" if flags.n_samples == 1 else f"{flags.n_samples} samples at temperature {flags.temperature}"
-    what = f"single lines{' without the suffix' * flags.no_infill}" if flags.infill else f"stop at {flags.stop}"
+    what = f"single lines{' without the suffix' * flags.no_infill}" if flags.infill else f"--stop {flags.stop}"
     print(f"{flags.model_path} on {flags.problems}: {how}, {what}")
     print_summary(result, refused)
     if not flags.infill:

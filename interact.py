@@ -13,7 +13,7 @@ import logging
 import math
 import sys
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # which PYTHONSAFEPATH leaves out
@@ -21,11 +21,11 @@ from common.command import InputError, flag, parse_flags, run_command, utf8
 from common.gpu import has_gpu
 from common.model_files import BEST_MODEL, newest_run
 from common.source_code import LANGUAGES, decode_source, language_of, read_source
-from completion.complete import complete
+from completion.complete import complete_at
+from completion.cursor import Cursor
 from completion.engines.engine import Engine
 from completion.engines.load_engine import ENGINE_PRECISIONS, load_engine
 from completion.repository.choice import choose_context, work_tree
-from completion.repository.chunks import Chunk
 from completion.repository.repository import Repository
 from completion.settings import CompletionSettings
 from completion.terminal.commands import describe, describe_context, notes
@@ -90,8 +90,8 @@ def main() -> None:
         print("note: --use_cuda, but no GPU was found; the CPU is used", file=sys.stderr)
     if prompt is None:
         name = Path(path).name.replace(BEST_MODEL, Path(path).absolute().parent.name)
-        repository = open_repository(config)
-        Conversation(engine, name, config.language, config.settings(), repository, config.context_tokens).run()
+        shown = {"repository": open_repository(config), "context_tokens": config.context_tokens}
+        Conversation(engine, name, config.language, config.settings(), **shown).run()
     else:
         print_completions(engine, prompt, "" if config.no_infill else suffix, config)
 
@@ -155,18 +155,16 @@ def print_completions(engine: Engine, prompt: str, suffix: str, config: Config) 
     """Complete once. The completions go to standard output, notes about them to stderr."""
     streams = not config.json and config.num_return_sequences == 1 and config.min_probability == 0
     language = config.language or language_of(Path(config.file or "")) or LANGUAGES[0]
-    repository, path = open_repository(config), ""
-    context: list[Chunk] = []
-    if repository:
-        path = repository.path_of(config.file) if config.file else ""
+    cursor = Cursor(prompt, suffix, language)
+    if repository := open_repository(config):
+        cursor = replace(cursor, path=repository.path_of(config.file) if config.file else "")
         most = {"max_tokens": config.context_tokens, "max_new_tokens": config.max_new_tokens}
-        context = choose_context(repository, engine, prompt, suffix, language, path, **most)
+        cursor = choose_context(repository, engine, cursor, **most)
     # A terminal must not get control characters. A file gets exactly what the model wrote.
     shown = printable if sys.stdout.isatty() else str
     with interruptible() as cancelled:
         on_text = (lambda text: print(shown(text), end="", flush=True)) if streams else None
-        place = {"suffix": suffix, "context": context, "path": path}
-        found = complete(engine, prompt, language, **place, on_text=on_text, cancelled=cancelled, **config.settings())
+        found = complete_at(engine, cursor, on_text=on_text, cancelled=cancelled, **config.settings())
     if config.json:
         unknown = {"mean_log_prob": None, "probability": None}  # JSON has no -inf
         rows = [asdict(c) | (unknown if c.mean_log_prob == -math.inf else {}) for c in found]
@@ -180,7 +178,7 @@ def print_completions(engine: Engine, prompt: str, suffix: str, config: Config) 
             print(shown(completion.text))
     sys.stdout.flush()  # the notes come after the text, also if both go to one file
     if config.verbose:
-        print(f"note: {describe_context(context)}", file=sys.stderr)
+        print(f"note: {describe_context(cursor.context)}", file=sys.stderr)
     for note in notes(found, config, bool(suffix) and not engine.vocabulary.fim_words):
         print(f"note: {note}", file=sys.stderr)
 

@@ -55,7 +55,7 @@ def measure_places(path: str, spans: Sequence[Span], repository: str) -> Iterato
     At the first AT_ONCE places this also yields what an editor would show, the completion with suffix and context, and
     the seconds that it took.
     """
-    from completion.complete import complete, read_place
+    from completion.complete import complete_at, read_cursor
     from evaluation.likelihood import load_measured, score_texts
 
     engine, model = load_measured(path)
@@ -64,20 +64,18 @@ def measure_places(path: str, spans: Sequence[Span], repository: str) -> Iterato
         group = spans[first : first + AT_ONCE]
         places = [{"file": span.path, "wanted": span.middle, "answers": {}} for span in group]
         for way in WAYS:
-            chunks = [contexts(span, span.suffix) if way == WITH_CONTEXT else () for span in group]
-            prompts = [
-                read_place(engine, span.prefix, span.suffix, context, span.path, span.language, MAX_NEW_TOKENS)
-                for span, context in zip(group, chunks, strict=True)
-            ]
+            cursors = [span.cursor() for span in group]
+            if way == WITH_CONTEXT:
+                cursors = list(map(contexts, group, cursors))
+            prompts = [read_cursor(engine, cursor, MAX_NEW_TOKENS) for cursor in cursors]
             scores = score_texts(model, prompts, [span.middle.rstrip() for span in group])
             for place, score in zip(places, scores, strict=True):
                 place["answers"][way] = {"exact": score.first_choice, "bits": round(score.bits, 3)}
         if first == 0:
-            for place, span, context in zip(places, group, chunks, strict=True):
+            for place, cursor in zip(places, cursors, strict=True):
                 settings = {"temperature": 0, "max_new_tokens": MAX_NEW_TOKENS, "stop": "line"}
-                shown = {"suffix": span.suffix, "context": context, "path": span.path}
                 began = time.perf_counter()
-                (found,) = complete(engine, span.prefix, span.language, **shown, **settings)
+                (found,) = complete_at(engine, cursor, **settings)
                 place |= {"text": found.text, "seconds": time.perf_counter() - began}
         yield places
 

@@ -84,14 +84,12 @@ def choose_places(state: State) -> list[Span]:
 
 
 def solve_lines(state: State, stage: str, path: str) -> dict[str, Any]:
-    from completion.engines.load_engine import load_engine
-    from evaluation.pass_at_k import ProblemSettings, measure_problems, model_fingerprint
+    from evaluation.pass_at_k import ProblemSettings, measure_problems
 
     completion = statistics.mean(place["seconds"] for place in state["before"]["places"] if "seconds" in place)
     limit = state.values.setdefault("problems", max(10, int(0.05 * state.seconds / completion)))
     samples = state.run_folder / f"humaneval_{stage}.jsonl"
     settings = ProblemSettings(max_new_tokens=128, infill="line")
-    result, _ = measure_problems(
-        Path(state.flags.humaneval), lambda: load_engine(path), model_fingerprint(path), settings, [1], samples, limit
-    )
+    limits = {"samples": samples, "max_problems": limit}
+    result, _ = measure_problems(Path(state.flags.humaneval), path, settings, [1], **limits)
     return result["pass_at_k"]["1"]

@@ -92,7 +92,7 @@ def how(result: Result) -> str:
     """Return how the completions were generated, as far as it matters for a comparison."""
     settings, n = result["settings"], result["samples_per_problem"]
     sampling = "greedy" if n == 1 else f"{n} at {settings.get('temperature', '?')}"
-    return f"{sampling}, " + ("no suffix" if settings.get("no_infill") else f"stop at {settings.get('stop', '?')}")
+    return f"{sampling}, " + ("no suffix" if settings.get("no_infill") else f"--stop {settings.get('stop', '?')}")
 
 
 def results_table(group: ComparableResults) -> str:

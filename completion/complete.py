@@ -10,6 +10,7 @@ from contextlib import closing
 from dataclasses import replace
 from math import exp, inf
 
+from completion.cursor import Cursor
 from completion.engines.engine import Engine, Step
 from completion.infill import read_infill
 from completion.prompt import Prompt, read_prompt
@@ -39,8 +40,7 @@ def complete(
     Args:
         suffix: the code after the cursor. A model that knows FIM marker words infills between prompt and suffix. Any
             other model completes the prompt alone. In both cases the completion does not repeat the suffix.
-        context: chunks of the project. The model reads as many of them as fit before the prompt.
-        path: of the completed file, below the project's folder. Some models' prompts contain it.
+        context, path: as in `Cursor`.
         on_text: called with each new piece of the first candidate's text, in whole characters, as soon as the piece is
             certain to be part of the completion.
         cancelled: called after each token. When it returns true, the text so far becomes the result.
@@ -48,84 +48,65 @@ def complete(
     Raises:
         InputError: a setting outside its range.
     """
-    places = {"suffixes": [suffix], "contexts": [context], "paths": [path]}
-    ((_, completions),) = complete_all(
-        engine, [prompt], language, on_text=on_text, cancelled=cancelled, **places, **settings
-    )
+    cursor = Cursor(prompt, suffix, language, path, tuple(context))
+    return complete_at(engine, cursor, on_text=on_text, cancelled=cancelled, **settings)
+
+
+def complete_at(engine: Engine, cursor: Cursor, **arguments) -> list[Completion]:
+    """Complete at a cursor, with the other arguments and the errors of `complete_all`."""
+    ((_, completions),) = complete_all(engine, [cursor], **arguments)
     return completions
 
 
 def complete_all(
     engine: Engine,
-    prompts: Sequence[str],
-    language: str = "python",
+    cursors: Sequence[Cursor],
     *,
     on_text: Callable[[str], None] | None = None,
     cancelled: Callable[[], bool] = lambda: False,
-    suffixes: Sequence[str] = (),
-    contexts: Sequence[Sequence[Chunk]] = (),
-    paths: Sequence[str] = (),
     seeds: Sequence[int] = (),
     rule_of: Callable[[str], StopRule] | None = None,
     **settings,
 ) -> Iterator[tuple[int, list[Completion]]]:
-    """Complete many prompts, several at once. Yield each prompt's index and candidates as soon as they are complete.
+    """Complete at many cursors, several at once. Yield each one's index and candidates as soon as they are complete.
 
-    Arguments and errors are those of `complete`; `on_text` is called for the first prompt only.
+    The other arguments and the errors are those of `complete`; `on_text` is called for the first cursor only.
 
     Args:
-        suffixes, contexts, paths: one for each prompt, as in `complete`; or empty.
-        seeds: one for each prompt, from `seed_of`. If empty, they are made from the setting `seed` and the indices.
-        rule_of: makes the stop rule for a prompt, instead of the setting `stop`.
+        seeds: one for each cursor, from `seed_of`. If empty, they are made from the setting `seed` and the indices.
+        rule_of: makes the stop rule for a prefix, instead of the setting `stop`.
     """
     options = CompletionSettings(**settings)
-    suffixes = suffixes or [""] * len(prompts)
     if options.seed is not None:
-        seeds = seeds or [seed_of(options.seed, place) for place in range(len(prompts))]
-    rule_of = rule_of or (lambda text: make_stop_rule(options.stop, text, language))
-
-    def rule(prompt: str, suffix: str) -> StopRule:
-        return before_suffix(rule_of(prompt), prompt, suffix, language) if suffix else rule_of(prompt)
-
-    places = zip(prompts, suffixes, contexts or [()] * len(prompts), paths or [""] * len(prompts), strict=True)
-    read = [read_place(engine, *place, language, options.max_new_tokens) for place in places]
-    if seeds:
-        read = [replace(prompt, seed=seed) for prompt, seed in zip(read, seeds, strict=True)]
-    candidates = [
-        [_Candidate(engine.vocabulary, options, rule(text, suffix), prompt) for _ in range(options.candidates)]
-        for text, suffix, prompt in zip(prompts, suffixes, read, strict=True)
+        seeds = seeds or [seed_of(options.seed, index) for index in range(len(cursors))]
+    groups = [
+        _Candidates(engine, cursor, options, rule_of, seed)
+        for cursor, seed in zip(cursors, seeds or [None] * len(cursors), strict=True)
     ]
-    over: set[int] = set()
-    left, reason, shown = dict(enumerate(prompts)), "context", 0
+    left, over, reason = dict(enumerate(groups)), set(), "context"
 
-    def result(place: int) -> tuple[int, list[Completion]]:
-        found = [candidate.finish(left[place], suffixes[place], language, reason) for candidate in candidates[place]]
-        if on_text and place == 0 and (piece := candidates[0][0].text[shown:]):
-            on_text(piece)
-        del left[place]
-        return place, [completion for completion in rank(found) if completion.probability >= options.min_probability]
+    def result(index: int) -> tuple[int, list[Completion]]:
+        found = left.pop(index).finish(reason)
+        groups[0].show(on_text)
+        return index, found
 
-    with closing(engine.stream(read, options, over)) as steps:
+    with closing(engine.stream([group.prompt for group in groups], options, over)) as steps:
         for step in steps:
-            place, number = divmod(step.candidate, options.candidates)
-            candidate = candidates[place][number]
+            index, number = divmod(step.candidate, options.candidates)
             if step.candidate in over:
                 continue
-            candidate.add(step)
-            if candidate.stop_reason:
+            if groups[index].add(number, step):
                 over.add(step.candidate)
-            if on_text and (piece := candidates[0][0].text[shown:]):
-                shown += len(piece)
-                on_text(piece)
-            if all(candidate.stop_reason for candidate in candidates[place]):
-                yield result(place)
+            groups[0].show(on_text)
+            if groups[index].are_complete:
+                yield result(index)
             if not left:
                 break
             if cancelled():
                 reason = "interrupted"
                 break
-    for place in list(left):
-        yield result(place)
+    for index in list(left):
+        yield result(index)
 
 
 def seed_of(*parts: object) -> int:
@@ -137,23 +118,14 @@ def seed_of(*parts: object) -> int:
     return random.Random(" ".join(map(str, parts))).getrandbits(31)
 
 
-def read_place(
-    engine: Engine,
-    prefix: str,
-    suffix: str,
-    context: Sequence[Chunk],
-    path: str,
-    language: str,
-    max_new_tokens: int,
-) -> Prompt:
+def read_cursor(engine: Engine, cursor: Cursor, max_new_tokens: int) -> Prompt:
     """Return what the model reads: the chunks that fit, the prefix and, if the model can infill, the suffix."""
     vocabulary, length = engine.vocabulary, engine.context_length
-    if suffix and vocabulary.fim_words:
-        prompt = read_infill(vocabulary, vocabulary.fim_words, prefix, suffix, language, length, max_new_tokens)
+    if cursor.suffix and vocabulary.fim_words:
+        prompt = read_infill(vocabulary, cursor, length, max_new_tokens)
     else:
-        prompt = read_prompt(vocabulary, prefix, language, length, max_new_tokens)
-    room = length - len(prompt.ids) - max_new_tokens - len(prompt.end.text)
-    return with_context(prompt, vocabulary, context, language, path, room)
+        prompt = read_prompt(vocabulary, cursor.prefix, cursor.language, length, max_new_tokens)
+    return with_context(prompt, vocabulary, cursor, length - len(prompt.ids) - max_new_tokens - len(prompt.end.text))
 
 
 def rank(completions: list[Completion]) -> list[Completion]:
@@ -168,6 +140,47 @@ def rank(completions: list[Completion]) -> list[Completion]:
     ):
         unique.setdefault(c.text, c)
     return list(unique.values())
+
+
+class _Candidates:
+    """The candidates of one cursor, while they are generated."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        cursor: Cursor,
+        options: CompletionSettings,
+        rule_of: Callable[[str], StopRule] | None,
+        seed: int | None,
+    ):
+        self._cursor, self._options, self._shown = cursor, options, 0
+        self.prompt = replace(read_cursor(engine, cursor, options.max_new_tokens), seed=seed)
+        self._candidates = []
+        for _ in range(options.candidates):
+            rule = rule_of(cursor.prefix) if rule_of else make_stop_rule(options.stop, cursor.prefix, cursor.language)
+            if cursor.suffix:
+                rule = before_suffix(rule, cursor.prefix, cursor.suffix, cursor.language)
+            self._candidates.append(_Candidate(engine.vocabulary, options, rule, self.prompt))
+
+    def add(self, number: int, step: Step) -> bool:
+        """Add a token to a candidate. Return whether that candidate is complete."""
+        self._candidates[number].add(step)
+        return bool(self._candidates[number].stop_reason)
+
+    @property
+    def are_complete(self) -> bool:
+        return all(candidate.stop_reason for candidate in self._candidates)
+
+    def show(self, on_text: Callable[[str], None] | None) -> None:
+        """Call `on_text` with what is new in the first candidate's text."""
+        if on_text and (piece := self._candidates[0].text[self._shown :]):
+            self._shown += len(piece)
+            on_text(piece)
+
+    def finish(self, reason: str) -> list[Completion]:
+        """Return the completions, best first. Those that have not ended by themselves get this stop reason."""
+        found = rank([candidate.finish(self._cursor, reason) for candidate in self._candidates])
+        return [completion for completion in found if completion.probability >= self._options.min_probability]
 
 
 class _Candidate:
@@ -208,7 +221,7 @@ class _Candidate:
         elif len(self._tokens) == self._options.max_new_tokens:
             self.stop_reason = "length"
 
-    def finish(self, prompt: str, suffix: str, language: str, reason: str) -> Completion:
+    def finish(self, cursor: Cursor, reason: str) -> Completion:
         if self.stop_reason in ("", "eos", "length"):  # no more text comes, so the rule need not hold any back
             safe, _ = self._rule(self._decoded + "\n")
             self.text = self._decoded[: max(safe, len(self.text))]
@@ -223,7 +236,7 @@ class _Candidate:
             mean_log_prob=sum(known) / len(known),
             probability=exp(sum(known)),
             stop_reason=self.stop_reason or reason,
-            parses=parses(prompt + self.text + suffix) if language == "python" else None,
+            parses=parses(cursor.prefix + self.text + cursor.suffix) if cursor.language == "python" else None,
             prompt_tokens_dropped=self._prompt.dropped,
         )
 

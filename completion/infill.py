@@ -1,21 +1,13 @@
 """Infill prompts: the code before and after the cursor, with the marker words that the model knows (FIM)."""
 
-from common.model_files import FimWords
+from completion.cursor import Cursor
 from completion.prompt import Prompt, split_end
 from completion.tokens import Vocabulary
 
-SUFFIX_SHARE = 4  # the suffix gets a quarter of the context, or more if the prefix is short
+SUFFIX_SHARE = 4  # the suffix gets a quarter of the context length, or more if the prefix is short
 
 
-def read_infill(
-    vocabulary: Vocabulary,
-    words: FimWords,
-    prefix: str,
-    suffix: str,
-    language: str,
-    context: int,
-    max_new_tokens: int,
-) -> Prompt:
+def read_infill(vocabulary: Vocabulary, cursor: Cursor, context_length: int, max_new_tokens: int) -> Prompt:
     """Tokenize a prompt with a suffix: prefix word, prefix, suffix word, suffix, middle word.
 
     Models trained here (`fim_rate` above 0) have also learned the suffix first (training/fim.py), and get that order:
@@ -24,21 +16,21 @@ def read_infill(
     The model generates the end of the prefix again, as part of the middle: after half a word, such as `fl`, a model
     tends to write the whole word again.
 
-    If the context is too short, the code far from the cursor is left out, in whole lines where possible.
+    If the context length is too small, the code far from the cursor is left out, in whole lines where possible.
     `Prompt.dropped` counts tokens of the prefix only.
     """
-    markers = vocabulary.ids_of(words)
-    start = vocabulary.start(language)
-    before, end = split_end(vocabulary, prefix, started=True)
+    markers = vocabulary.ids_of(vocabulary.fim_words)
+    start = vocabulary.start(cursor.language)
+    before, end = split_end(vocabulary, cursor.prefix, started=True)
     again = len(end.text)  # bytes; it has at most as many tokens
-    room = context - len(start) - len(markers) - min(max_new_tokens + again, context // 2)
-    after = vocabulary.encode(suffix)
+    room = context_length - len(start) - len(markers) - min(max_new_tokens + again, context_length // 2)
+    after = vocabulary.encode(cursor.suffix)
     for_suffix = max(room // SUFFIX_SHARE, room - len(before))
     if len(after) > for_suffix:
-        after = _encode_within(vocabulary, suffix, for_suffix, keep_end=False)
+        after = _encode_within(vocabulary, cursor.suffix, for_suffix, keep_end=False)
     whole = len(before)
     if len(before) > room - len(after):
-        kept = prefix.encode()[: len(prefix.encode()) - again].decode()
+        kept = cursor.prefix.encode()[: len(cursor.prefix.encode()) - again].decode()
         before = _encode_within(vocabulary, kept, room - len(after), keep_end=True)
     prefix_word, suffix_word, middle_word = ([marker] for marker in markers)
     if vocabulary.fim_rate:  # a model trained here

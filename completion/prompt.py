@@ -51,7 +51,7 @@ class Prompt:
     Attributes:
         ids: the tokens before every text, and those of the prompt without its end.
         end: what the answer begins with.
-        dropped: how many tokens at the start of the prompt were left out, because the context has no room for them.
+        dropped: how many tokens at the start of the prompt were left out, because it is too long for the model.
         needs_text: whether the answer must contain some text, as after a prompt that opens a block.
         seed: of the candidates' random numbers, which depend on nothing else; None: a random seed.
     """
@@ -63,12 +63,12 @@ class Prompt:
     seed: int | None = None
 
 
-def read_prompt(vocabulary: Vocabulary, text: str, language: str, context: int, max_new_tokens: int) -> Prompt:
-    """Tokenize a prompt. Of a long one, keep the end, so that `max_new_tokens`, or half of the context, are free."""
+def read_prompt(vocabulary: Vocabulary, text: str, language: str, context_length: int, max_new_tokens: int) -> Prompt:
+    """Tokenize a prompt. Of a long one, keep the end, so that `max_new_tokens`, or half of the length, are free."""
     start = vocabulary.start(language)
     ids, end = split_end(vocabulary, text, bool(start))
     start = start or ([] if ids else vocabulary.lone_start)
-    room = context - len(start) - min(max_new_tokens + len(end.text), context // 2)
+    room = context_length - len(start) - min(max_new_tokens + len(end.text), context_length // 2)
     dropped = max(0, len(ids) - room)
     return Prompt(start + ids[dropped:], end, dropped, lacks_body(text, language))
 

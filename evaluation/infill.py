@@ -5,22 +5,23 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from completion.complete import complete, read_place
+from common.command import InputError
+from completion.complete import complete_at, read_cursor
+from completion.cursor import Cursor
 from completion.engines.engine import Engine
 from completion.prompt import Prompt
 from completion.repository.choice import choose_context
-from completion.repository.chunks import Chunk
 from completion.repository.repository import Repository
 from dataset.sources import source_root
 from evaluation.intervals import figure, paired_difference
-from evaluation.places import OF_ONE_LINE, Span
+from evaluation.places import NEXT_LINES, OF_ONE_LINE, Span
 
-MAX_NEW_TOKENS = 128
+MAX_NEW_TOKENS, MOST_IN_FUNCTION = 128, 512
 WAYS = tuple(product((False, True), (False, True)))  # with suffix, with context
 
 
@@ -56,7 +57,8 @@ class Contexts:
     """Chooses the chunks that the model sees at a place. They never come from the file itself or a copy of it.
 
     Args:
-        folder: the repository; None for the source folder of the place's file.
+        folder: the repository; for places in a published file, the folder with their repositories. None: the source
+            folder of the place's file, or the chunks in the published file.
         max_tokens: the most tokens of all chunks together; 0 for no context.
     """
 
@@ -69,21 +71,25 @@ class Contexts:
         found = self._folder is not None or any(span.source or span.context for span in spans)
         return bool(self._max_tokens) and found
 
-    def __call__(self, span: Span, suffix: str) -> Sequence[Chunk]:
+    def __call__(self, span: Span, cursor: Cursor) -> Cursor:
+        """Return the cursor, which is at this span, with its chunks.
+
+        Raises:
+            InputError: the repository of a published place lacks its file, which could be shown under another name.
+        """
         if self._folder is None and not span.source:
-            return span.context
-        root = Path(self._folder) if self._folder is not None else source_root(span.source)
+            return replace(cursor, context=span.context)
+        root = source_root(span.source) if self._folder is None else Path(self._folder) / span.repository
+        file = (source_root(span.source) if span.source else root) / span.path
+        if not span.source and not file.is_file():
+            raise InputError(f"{file}: no such file; name with --repository the folder that holds {span.repository}")
         if root not in self._repositories:
             self._repositories[root] = Repository(root)
         repository = self._repositories[root]
-        file = source_root(span.source) / span.path
         return choose_context(
             repository,
             self._engine,
-            span.prefix,
-            suffix,
-            span.language,
-            repository.path_of(file),
+            replace(cursor, path=repository.path_of(file)),
             exclude=repository.copies_of(file),
             max_tokens=self._max_tokens,
             max_new_tokens=MAX_NEW_TOKENS,
@@ -93,40 +99,50 @@ class Contexts:
 def fill_in(
     engine: Engine,
     spans: Sequence[Span],
-    find_context: Callable[[Span, str], Sequence[Chunk]] | None = None,
+    add_context: Callable[[Span, Cursor], Cursor] | None = None,
     bits: Callable[[Prompt, str, bool], float] | None = None,
 ) -> Iterator[Place]:
     """Fill in each span greedily, up to the end of the line or of the block.
 
     Args:
-        find_context: returns the chunks for a span and the shown suffix; None to skip the ways with context.
+        add_context: such as `Contexts`; None to skip the ways with context.
         bits: returns the bits that a text costs after a prompt, given whether it ends with its line.
     """
-    ways = [way for way in WAYS if find_context or not way[1]]
+    has_suffix = any(span.suffix for span in spans)
+    ways = [way for way in WAYS if (has_suffix or not way[0]) and (add_context or not way[1])]
     for span in spans:
         answers = {}
         for with_suffix, with_context in ways:
-            suffix = span.suffix if with_suffix else ""
-            chunks = find_context(span, suffix) if with_context else ()
-            answers[way_name(with_suffix, with_context)] = _answer(engine, span, suffix, chunks, bits)
+            cursor = span.cursor(with_suffix)
+            if with_context:
+                cursor = add_context(span, cursor)
+            answers[way_name(with_suffix, with_context)] = _answer(engine, span, cursor, bits)
         yield Place(span, answers)
 
 
-def _answer(engine: Engine, span: Span, suffix: str, chunks: Sequence[Chunk], bits: Callable | None) -> Answer:
+def _answer(engine: Engine, span: Span, cursor: Cursor, bits: Callable | None) -> Answer:
     stop = "line" if span.kind in OF_ONE_LINE else "block"
-    settings = {"temperature": 0, "max_new_tokens": MAX_NEW_TOKENS, "stop": stop}
-    place = {"suffix": suffix, "context": chunks, "path": span.path}
+    most = MOST_IN_FUNCTION if span.kind == NEXT_LINES else MAX_NEW_TOKENS
+    settings = {"temperature": 0, "max_new_tokens": most, "stop": stop}
     began = time.perf_counter()
-    (found,) = complete(engine, span.prefix, span.language, **place, **settings)
+    (found,) = complete_at(engine, cursor, **settings)
     seconds = time.perf_counter() - began
-    written, wanted = found.text.rstrip(), span.middle.rstrip()
-    if span.kind == "next line":
-        written = written.lstrip("\n")
+    written, wanted = compared(span, found.text)
     similarity = difflib.SequenceMatcher(None, written, wanted, autojunk=False).ratio()
-    prompt = read_place(engine, span.prefix, suffix, chunks, span.path, span.language, MAX_NEW_TOKENS)
-    cost = bits(prompt, wanted, span.suffix.startswith(("\n", "\r\n"))) if bits else None
-    shown = [f"{chunk.path}:{chunk.first_line}" for chunk in chunks]
+    prompt = read_cursor(engine, cursor, most)
+    cost = bits(prompt, span.middle.rstrip(), span.suffix.startswith(("\n", "\r\n"))) if bits else None
+    shown = [f"{chunk.path}:{chunk.first_line}" for chunk in cursor.context]
     return Answer(found.text, written == wanted, similarity, seconds, cost, shown)
+
+
+def compared(span: Span, text: str) -> tuple[str, str]:
+    """Return the text that a model wrote and the correct text, without what makes no difference at this place."""
+    if span.source:
+        return (text.lstrip("\n") if span.kind == "next line" else text).rstrip(), span.middle.rstrip()
+    # The rule of RepoEval (microsoft/CodeT, RepoCoder/compute_score.py): without indentation and blank lines, and only
+    # as many lines as the correct text has.
+    written, wanted = ([line.strip() for line in each.splitlines() if line.strip()] for each in (text, span.middle))
+    return "\n".join(written[: len(wanted)]), "\n".join(wanted)
 
 
 def summarise(places: Sequence[Place]) -> dict[str, Any]:
@@ -141,7 +157,7 @@ def summarise(places: Sequence[Place]) -> dict[str, Any]:
 
 
 def _summarise_kind(places: Sequence[Place]) -> dict[str, Any]:
-    files = [(place.span.source, place.span.path) for place in places]
+    files = [(place.span.source, place.span.repository, place.span.path) for place in places]
     size = sum(len(place.span.middle.rstrip().encode()) for place in places)  # bytes
     ways = {name: [place.answers[name] for place in places] for name in places[0].answers}
     values = {

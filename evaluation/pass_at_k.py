@@ -16,7 +16,8 @@ from common.command import InputError
 from common.files import ROOT, lock
 from common.model_files import find_pretrained
 from completion.complete import complete_all, seed_of
-from completion.engines.engine import Engine
+from completion.cursor import Cursor
+from completion.engines.load_engine import load_engine
 from completion.settings import Completion
 from completion.stop_rules.stop_rule import StopRule, make_stop_rule, unfinished
 from dataset.problem_file import read_problems
@@ -60,10 +61,10 @@ class ProblemSettings:
 
 def measure_problems(
     path: Path,
-    load: Callable[[], Engine],
-    fingerprint: str,
+    model_path: str,
     settings: ProblemSettings,
     ks: list[int],
+    *,
     samples: Path | None = None,
     max_problems: int = 0,
     again: bool = False,
@@ -72,7 +73,6 @@ def measure_problems(
     """Complete the problems of a file and run the completions. Return the summary and the refused problems.
 
     Args:
-        load: returns the engine; called only if there is something to complete.
         samples: the jsonl file of earlier samples, to which new ones are added; default: a file below .cache.
         max_problems: use only the first N problems of the file, or lines of their solutions; 0: all.
         again: run the completions in the file once more, without the model.
@@ -83,6 +83,7 @@ def measure_problems(
     for k in ks:
         check_k(k, settings.n_samples)
     problems, problems_hash = read_problems(path)
+    fingerprint = model_fingerprint(model_path)
     made_of = {"model": fingerprint, "problems": problems_hash, **settings.as_used()}
     if settings.n_samples > 1:
         del made_of["n_samples"]  # more of the same may join them
@@ -95,7 +96,7 @@ def measure_problems(
         if again:
             taken = judge_again(sandbox, tasks, samples, run)
         else:
-            taken = take_samples(sandbox, tasks, settings.n_samples, samples, run, generate_with(load, settings))
+            taken = take_samples(sandbox, tasks, settings.n_samples, samples, run, generate_with(model_path, settings))
     result = summarise(taken, ks) | {
         "model_fingerprint": fingerprint,
         "problems_file": str(path),
@@ -109,25 +110,26 @@ def measure_problems(
     return result, refused
 
 
-def generate_with(load: Callable[[], Engine], settings: ProblemSettings) -> Generate:
+def generate_with(model_path: str, settings: ProblemSettings) -> Generate:
     """Completes tasks, many at once: one candidate each, since the first of several would be the greedy one.
 
-    The random numbers of a sample follow from the seed, the task and the sample's number alone.
+    The model is loaded when there is something to complete. The random numbers of a sample follow from the seed, the
+    task and the sample's number alone.
     """
 
     def generate(tasks: list[Task], numbers: list[int]) -> Iterator[tuple[int, Completion, str]]:
-        engine = load()
+        engine = load_engine(model_path, settings.precision)
+        show_suffix = bool(settings.infill) and not settings.no_infill
         found = complete_all(
             engine,
-            [task.prefix for task in tasks],
-            suffixes=[task.after for task in tasks] if settings.infill and not settings.no_infill else (),
+            [Cursor(task.prefix, task.after if show_suffix else "") for task in tasks],
             seeds=[seed_of(settings.seed, task.task_id, n) for task, n in zip(tasks, numbers, strict=True)],
             rule_of=_rule_of(settings),
             max_new_tokens=settings.max_new_tokens,
             temperature=settings.as_used()["temperature"],
         )
-        for place, (completion,) in found:
-            yield place, completion, engine.name
+        for index, (completion,) in found:
+            yield index, completion, engine.name
 
     return generate
 

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from completion.complete import complete_all
+from completion.cursor import Cursor
 from completion.engines.torch_engine import TorchEngine
 from dataset.problem_file import read_problems
 from evaluation.problems import stop_rule_of, tasks_of, verified
@@ -50,7 +51,7 @@ class PassRate:
         model.eval()
         found = complete_all(
             TorchEngine(model),
-            [task.prefix for task in asked],
+            [Cursor(task.prefix) for task in asked],
             cancelled=interrupted,
             rule_of=stop_rule_of,
             max_new_tokens=MAX_NEW_TOKENS,

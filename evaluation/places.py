@@ -12,6 +12,7 @@ from common.files import dataset_file, read_lines
 from common.json_files import parse_json
 from common.model_files import load_tokenizer
 from common.source_code import LANGUAGES, language_of
+from completion.cursor import Cursor
 from completion.repository.chunks import Chunk
 from dataset.format import read_meta
 from dataset.sources import SourceFile, read_text
@@ -19,6 +20,7 @@ from dataset.splits import split_sources
 
 KINDS = ("rest of a line", "lines of a block", "any characters", "next line")
 OF_ONE_LINE = ("rest of a line", "next line")
+NEXT_LINES = "next lines"  # the kind of places in published files whose text has several lines
 LINES_BEFORE, LINES_AFTER = 32, 8  # around the cursor: about what an editor sends, and what any model has room for
 LONGEST = 400  # characters of a span; nobody writes more in one edit
 # The keys of the correct text in the jsonl files of RepoEval, CrossCodeEval and HumanEval-Infilling.
@@ -32,7 +34,8 @@ class Span:
 
     Attributes:
         source, path: the folder as the user named it, and the file's path below it.
-        context: the chunks that a file of places gives for this place.
+        repository: for a place in a published file, the name of its repository's folder; `path` is below that.
+        context: the chunks that the published file gives for this place.
     """
 
     kind: str
@@ -41,11 +44,13 @@ class Span:
     middle: str
     suffix: str
     source: str = ""
+    repository: str = ""
     context: tuple[Chunk, ...] = ()
 
-    @property
-    def language(self) -> str:
-        return language_of(Path(self.path)) or LANGUAGES[0]
+    def cursor(self, with_suffix: bool = True) -> Cursor:
+        """Where the middle is to be written."""
+        language = language_of(Path(self.path)) or LANGUAGES[0]
+        return Cursor(self.prefix, self.suffix if with_suffix else "", language, self.path)
 
 
 def choose_spans(files: Sequence[SourceFile], each: int, seed: int = 0, kinds: Sequence[str] = KINDS) -> list[Span]:
@@ -135,8 +140,9 @@ class _Answer(TypedDict, total=False):
 
 
 class _Metadata(_Answer, total=False):
+    repository: str
     file: str
-    fpath_tuple: list[str]
+    fpath_tuple: list[str]  # the repository's name, then the parts of the file's path
 
 
 class _RelatedChunk(TypedDict):
@@ -181,9 +187,13 @@ def read_places(path: Path, most: int) -> list[Span]:
 
 
 def _read_place(row: _Row, answer: str) -> Span:
-    metadata = row.get("metadata", {})
-    path = metadata.get("file") or "/".join(metadata.get("fpath_tuple", ["main.py"]))
+    metadata, prefix = row.get("metadata", {}), row["prompt"]
+    repository, path = metadata.get("repository", ""), metadata.get("file", "main.py")
+    if parts := metadata.get("fpath_tuple"):  # RepoEval, whose prompts lack the end of their last line
+        repository, path = parts[0], "/".join(parts[1:])
+        prefix += "\n" * (not prefix.endswith("\n"))
     chunks = row.get("crossfile_context", {}).get("list", [])
     context = tuple(Chunk(chunk["filename"], 1, chunk["retrieved_chunk"]) for chunk in chunks)
     suffix = row.get("suffix", row.get("right_context", ""))
-    return Span("next line", path, row["prompt"], answer, suffix, "", context)
+    kind = NEXT_LINES if "\n" in answer.strip() else "next line"
+    return Span(kind, path, prefix, answer, suffix, repository=repository, context=context)

@@ -1,6 +1,6 @@
 """An editor's request at the cursor, and the answer to it, in the format of llama.cpp's /infill.
 
-`complete_all` decides where the text ends, as in interact.py.
+`complete_at` decides where the text ends, as in interact.py.
 """
 
 import json
@@ -10,7 +10,8 @@ from typing import Any, TypedDict
 
 from common.command import InputError
 from common.json_files import parse_json
-from completion.complete import complete_all
+from completion.complete import complete_at
+from completion.cursor import Cursor
 from completion.repository.choice import choose_context
 from completion.repository.chunks import Chunk, cut_chunks
 from completion.repository.repository import Repository
@@ -113,16 +114,10 @@ class InfillRequest:
         def rule(prompt: str) -> StopRule:
             return with_limits(make_stop_rule("block", prompt, language), words, milliseconds)
 
-        ((_, completions),) = complete_all(
-            engine,
-            [self._prefix],
-            language,
-            suffixes=[self._suffix],
-            contexts=[self._context(engine, repository, context_tokens, language)],
-            on_text=on_text,
-            rule_of=rule,
-            **self._settings,
-        )
+        cursor = Cursor(self._prefix, self._suffix, language)
+        if context_tokens:
+            cursor = self._add_context(cursor, engine, repository, context_tokens)
+        completions = complete_at(engine, cursor, on_text=on_text, rule_of=rule, **self._settings)
         answers = [self._describe(engine, number, found) for number, found in enumerate(completions)]
         for answer in answers:
             if on_text or self._is_warm_up:
@@ -131,15 +126,13 @@ class InfillRequest:
             answers = [_select(answer, wanted) for answer in answers]
         return to_json(answers if self._options.num_return_sequences > 1 else answers[0])
 
-    def _context(self, engine: ServedEngine, repository: Repository, max_tokens: int, language: str) -> list[Chunk]:
-        """Choose the chunks that the model sees, from the repository's files and from what the editor sent."""
-        if not max_tokens:
-            return []
+    def _add_context(self, cursor: Cursor, engine: ServedEngine, repository: Repository, max_tokens: int) -> Cursor:
+        """Add the chunks that the model sees, from the repository's files and from what the editor sent."""
         extra: list[Chunk] = []
         for sent in self._fields.get("input_extra", [])[-MOST_EXTRA:]:
             extra += cut_chunks(path_in(repository, sent.get("filename", "")), sent["text"][:MOST_CHARACTERS])
         most = {"max_tokens": max_tokens, "max_new_tokens": self._options.max_new_tokens}
-        return choose_context(repository, engine, self._prefix, self._suffix, language, "", extra, **most)
+        return choose_context(repository, engine, cursor, extra, **most)
 
     def _describe(self, engine: ServedEngine, number: int, completion: Completion) -> dict:
         timings = engine.timings

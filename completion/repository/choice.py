@@ -3,9 +3,11 @@
 import os
 import subprocess
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from completion.complete import read_place
+from completion.complete import read_cursor
+from completion.cursor import Cursor
 from completion.engines.engine import Engine
 from completion.repository.chunks import Chunk
 from completion.repository.form import context_ids
@@ -15,32 +17,31 @@ from completion.repository.repository import Repository
 def choose_context(
     repository: Repository,
     engine: Engine,
-    prefix: str,
-    suffix: str,
-    language: str,
-    path: str = "",
+    cursor: Cursor,
     extra: Sequence[Chunk] = (),
     exclude: Collection[str] = (),
     *,
     max_tokens: int,
     max_new_tokens: int,
-) -> list[Chunk]:
-    """Call `Repository.chunks_for` with a limit in this model's tokens.
+) -> Cursor:
+    """Return the cursor with the chunks that `Repository.chunks_for` finds, within a limit in this model's tokens.
 
     The chunks take at most `max_tokens`, and at most what the prompt and the completion leave of the context length.
 
     Args:
+        extra, exclude: as in `Repository.chunks_for`.
         max_new_tokens: the completion's length, which is kept free.
     """
-    place = read_place(engine, prefix, suffix, (), path, language, max_new_tokens)
-    room = engine.context_length - len(place.ids) - max_new_tokens - len(place.end.text)
-    around = len(context_ids(engine.vocabulary, [], language, path))
+    prompt = read_cursor(engine, replace(cursor, context=()), max_new_tokens)
+    room = engine.context_length - len(prompt.ids) - max_new_tokens - len(prompt.end.text)
+    around = len(context_ids(engine.vocabulary, [], cursor.language, cursor.path))
 
     def count(chunk: Chunk) -> int:
-        return len(context_ids(engine.vocabulary, [chunk], language, path)) - around
+        return len(context_ids(engine.vocabulary, [chunk], cursor.language, cursor.path)) - around
 
-    most = min(max_tokens, room) - around
-    return repository.chunks_for(prefix, suffix, path or None, extra, exclude, max_tokens=most, count_tokens=count)
+    limits = {"max_tokens": min(max_tokens, room) - around, "count_tokens": count}
+    chunks = repository.chunks_for(cursor.prefix, cursor.suffix, cursor.path or None, extra, exclude, **limits)
+    return replace(cursor, context=tuple(chunks))
 
 
 def work_tree(file: Path) -> Path | None:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from common.source_code import COMMENTS
+from completion.cursor import Cursor
 from completion.prompt import Prompt
 from completion.repository.chunks import Chunk
 from completion.tokens import Vocabulary
@@ -13,19 +14,16 @@ FAMILIES = (("<|repo_name|>", "<|file_sep|>"),)
 NAME = "project"  # the same name for every repository
 
 
-def with_context(
-    prompt: Prompt, vocabulary: Vocabulary, chunks: Sequence[Chunk], language: str, path: str, room: int
-) -> Prompt:
-    """Return the prompt with chunks before it. If they do not all fit, the last ones are left out.
+def with_context(prompt: Prompt, vocabulary: Vocabulary, cursor: Cursor, room: int) -> Prompt:
+    """Return the prompt with the cursor's chunks before it. If they do not all fit, the last ones are left out.
 
     They come after the tokens that the tokenizer itself puts before a text, and before the language's control word.
 
     Args:
-        path: the completed file's path, for models that are told each file's name; may be empty.
         room: the most tokens that the chunks may take.
     """
-    chunks = list(chunks)
-    while chunks and len(ids := context_ids(vocabulary, chunks, language, path)) > room:
+    chunks = list(cursor.context)
+    while chunks and len(ids := context_ids(vocabulary, chunks, cursor.language, cursor.path)) > room:
         chunks.pop()
     if not chunks:
         return prompt

@@ -12,7 +12,8 @@ from completion.stop_rules.java_block import JavaBlock
 from completion.stop_rules.python_block import PythonBlock
 from completion.stop_rules.python_lines import Line, logical_lines
 
-StopRule = Callable[[str], tuple[int, bool]]
+Decision = tuple[int, bool]  # safe, done
+StopRule = Callable[[str], Decision]
 
 STOPS = ("block", "blank", "line", "none")
 
@@ -53,7 +54,7 @@ class FirstBreak:
         self._lacks_body = lacks_body(prompt, language)
         self._from = 0
 
-    def __call__(self, text: str) -> tuple[int, bool]:
+    def __call__(self, text: str) -> Decision:
         begin = max(self._from, len(text) - len(text.lstrip()))
         while match := self._break.search(text, begin):
             if not self._lacks_body or not lacks_body(self._prompt + text[: match.start()], self._language):

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 
 from common.source_code import COMMENTS
-from completion.stop_rules.stop_rule import StopRule
+from completion.stop_rules.stop_rule import Decision, StopRule
 
 OPENING = {")": "(", "]": "[", "}": "{"}
 # A bracket, or something whose brackets do not count: a comment, a string (in single quotes only up to the line's end);
@@ -16,8 +16,6 @@ _BRACKETS = {name: re.compile(_COMMENT[sign] + _TEXT + _STRING, re.DOTALL) for n
 FENCE = "```"  # models that were trained to chat write it after the code; then they explain the code
 LEAVES = ("return", "raise", "break", "continue")
 MORE_LINES = 4  # the rest of the cursor's line may come again in one of this many lines after it
-
-Place = tuple[int, bool]  # how many characters surely stay, and whether the completion ends there
 
 
 def before_suffix(rule: StopRule, prefix: str, suffix: str, language: str = "python") -> StopRule:
@@ -41,7 +39,7 @@ def before_suffix(rule: StopRule, prefix: str, suffix: str, language: str = "pyt
     checked = 0  # lines before this place are whole and end nothing
     to_close, closes_more = _brackets_to_close(prefix, suffix, language)
 
-    def both(text: str) -> Place:
+    def both(text: str) -> Decision:
         nonlocal checked
         safe, done = rule(text)
         depths, closing = _read_brackets(begun, text, language, to_close, closes_more)
@@ -113,7 +111,7 @@ def _depth(depths: list[tuple[int, int]], place: int) -> int:
     return next(depth for start, depth in reversed(depths) if start < place)
 
 
-def _end_in_line(text: str, rest: str, depths: list[tuple[int, int]]) -> Place:
+def _end_in_line(text: str, rest: str, depths: list[tuple[int, int]]) -> Decision:
     """Return where a completion in the middle of a line ends: before it repeats the line's rest, or with the line.
 
     What is inside the text's own brackets does not count. Of a rest such as `):` only the colon is searched, at the end

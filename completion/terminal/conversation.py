@@ -12,7 +12,8 @@ from pathlib import Path
 from common.command import InputError
 from common.files import atomic_write
 from common.source_code import LANGUAGES, language_of, read_source
-from completion.complete import complete
+from completion.complete import complete_at
+from completion.cursor import Cursor
 from completion.engines.engine import Engine
 from completion.repository.choice import choose_context
 from completion.repository.repository import Repository
@@ -34,7 +35,7 @@ class Conversation:
 
     def __post_init__(self) -> None:
         self._tokens_per_second = 0.0
-        self._prompt, self._suffix, self._context = "", "", []
+        self._prompt, self._suffix, self._context = "", "", ()
         self._found, self._shown = [], 0  # the candidates, and which of them was shown last
         self._screen = make_screen(self.status, lambda: self.language)
 
@@ -158,12 +159,13 @@ class Conversation:
         began = time.perf_counter()
         with interruptible() as cancelled:
             code = self._screen.code(prompt, self.language) if streams else None
+            cursor = Cursor(prompt, suffix, self.language)
             if self.repository:
                 most = {"max_tokens": self.context_tokens, "max_new_tokens": options.max_new_tokens}
-                place = (self.repository, self.engine, prompt, suffix, self.language)
-                self._context = choose_context(*place, **most)
-            place = {"suffix": suffix, "context": self._context, "on_text": code and code.write, "cancelled": cancelled}
-            found = complete(self.engine, prompt, self.language, **place, **self.settings)
+                cursor = choose_context(self.repository, self.engine, cursor, **most)
+            self._context = cursor.context
+            shown = {"on_text": code and code.write, "cancelled": cancelled}
+            found = complete_at(self.engine, cursor, **shown, **self.settings)
         seconds = time.perf_counter() - began
         if code:
             code.end()

@@ -46,9 +46,9 @@ def test_results_of_the_same_problems_stand_in_one_table(project, tmp_path):
     assert text.splitlines()[2].split("|")[3:5] == [" pass@1 (95 % interval) ", " pass@10 (95 % interval) "]
     table = rows(text.replace("\\|", "/"))
     rest = ["90.0%", "80.0%", "70.0%", "12.5%", "164", "namespaces", "llama.cpp, q8_0"]
-    assert table["one"] == ["greedy, stop at block", "25.0% (20.0% to 30.0%)", "-", *rest]
+    assert table["one"] == ["greedy, --stop block", "25.0% (20.0% to 30.0%)", "-", *rest]
     assert table["other/one"][:3] == [
-        "10 at 0.2, stop at words", "30.0% (20.0% to 40.0%)", "50.0% (40.0% to 60.0%)"
+        "10 at 0.2, --stop words", "30.0% (20.0% to 40.0%)", "50.0% (40.0% to 60.0%)"
     ]  # fmt: skip
     image = matplotlib.image.imread(tmp_path / "out" / "results.png")
     assert image.shape[0] > 300 and image.std() > 0.01

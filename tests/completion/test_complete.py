@@ -10,6 +10,7 @@ import torch
 
 from common.command import InputError
 from completion.complete import complete, complete_all, parses, rank
+from completion.cursor import Cursor
 from completion.engines.engine import Step
 from completion.engines.torch_engine import TorchEngine, choose
 from completion.prompt import Prompt, PromptEnd, read_prompt
@@ -203,7 +204,7 @@ def test_the_end_of_the_prompt_is_generated_again_and_not_shown(model, engine, p
 def test_many_prompts_are_completed_as_each_of_them(engine):
     prompts = [PROMPT, "for i in ", "x = ["]
     alone = [complete(engine, prompt, temperature=0, max_new_tokens=9, stop="none") for prompt in prompts]
-    together = dict(complete_all(engine, prompts, temperature=0, max_new_tokens=9, stop="none"))
+    together = dict(complete_all(engine, list(map(Cursor, prompts)), temperature=0, max_new_tokens=9, stop="none"))
     assert [together[place] for place in range(3)] == alone
 
 

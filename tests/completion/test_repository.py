@@ -8,7 +8,8 @@ from conftest import ROOT
 from tokenizers import Tokenizer
 
 from common.command import InputError
-from completion.complete import complete, read_place
+from completion.complete import complete, read_cursor
+from completion.cursor import Cursor
 from completion.engines.load_engine import load_engine
 from completion.prompt import read_prompt
 from completion.repository.chunks import Chunk, cut_chunks, words_of
@@ -140,7 +141,8 @@ CHUNKS = [Chunk("bank.py", 1, "class Bank:\n    pass\n"), Chunk("shop.py", 5, "c
 
 def read(vocabulary, prompt, room, chunks=CHUNKS, language="python"):
     """What the model reads, as text."""
-    whole = with_context(prompt, vocabulary, chunks, language, "app/main.py", room)
+    cursor = Cursor("", language=language, path="app/main.py", context=tuple(chunks))
+    whole = with_context(prompt, vocabulary, cursor, room)
     return vocabulary._tokenizer.decode(whole.ids, skip_special_tokens=False)
 
 
@@ -171,10 +173,8 @@ def test_the_prompt_loses_nothing_to_the_context():
     long = "x = 1\n" * 400
     assert complete(engine, long, context=CHUNKS, **asked) == complete(engine, long, **asked)
     assert complete(engine, "class ", context=CHUNKS, **asked)[0].prompt_tokens_dropped == 0
-    assert (
-        read_place(engine, "class ", "", CHUNKS, "", "python", 8).ids
-        != read_place(engine, "class ", "", (), "", "python", 8).ids
-    )
+    with_chunks = Cursor("class ", context=tuple(CHUNKS))
+    assert read_cursor(engine, with_chunks, 8).ids != read_cursor(engine, Cursor("class "), 8).ids
 
 
 def test_interact_says_what_the_model_saw(project, folder):

@@ -14,7 +14,7 @@ from completion.complete import complete
 from completion.engines.torch_engine import vocabulary_of
 from completion.prompt import Prompt, PromptEnd, read_prompt
 from dataset.sources import SourceFile
-from evaluation.infill import Answer, Place, fill_in, infill_table, summarise, until_stopped
+from evaluation.infill import Answer, Place, compared, fill_in, infill_table, summarise, until_stopped
 from evaluation.likelihood import load_measured, score_texts
 from evaluation.places import KINDS, Span, choose_spans, read_places
 
@@ -70,12 +70,12 @@ def test_a_dataset_of_java_alone_is_refused_in_a_line(project, tmp_path):
 
 
 ROWS = [
-    {"prompt": "a = ", "metadata": {"task_id": "x/0", "ground_truth": "1", "fpath_tuple": ["x", "a.py"]}},
+    {"prompt": "a = 0", "metadata": {"task_id": "x/0", "ground_truth": "b = 1", "fpath_tuple": ["x", "y", "a.py"]}},
     {
         "prompt": "a = ",
         "groundtruth": "2",
         "right_context": "\nb = 3",
-        "metadata": {"file": "A.java"},
+        "metadata": {"repository": "shop", "file": "A.java"},
         "crossfile_context": {"list": [{"filename": "B.java", "retrieved_chunk": "int b;\n", "score": 1.0}]},
     },
     {"task_id": "0", "prompt": "def f():\n", "suffix": "    return x\n", "canonical_solution": "    x = 1\n"},
@@ -86,8 +86,10 @@ def test_the_published_files_of_places_are_read(project, tmp_path):
     file = tmp_path / "places.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     repo, cross, human = read_places(file, 9)
-    assert (repo.middle, repo.path, repo.suffix) == ("1", "x/a.py", "")
-    assert (cross.middle, cross.language, cross.suffix) == ("2", "java", "\nb = 3")
+    assert (repo.prefix, repo.middle, repo.suffix) == ("a = 0\n", "b = 1", "")
+    assert (repo.repository, repo.path) == ("x", "y/a.py")
+    assert (cross.middle, cross.cursor().language, cross.suffix) == ("2", "java", "\nb = 3")
+    assert (cross.repository, cross.path) == ("shop", "A.java")
     assert cross.context[0].path == "B.java"
     assert (human.middle, human.suffix) == ("    x = 1\n", "    return x\n")
     assert (
@@ -96,6 +98,37 @@ def test_the_published_files_of_places_are_read(project, tmp_path):
     )
     file.with_suffix(".gz").write_bytes(gzip.compress(file.read_bytes()))
     assert read_places(file.with_suffix(".gz"), 2) == [repo, cross]
+
+
+def test_the_functions_of_published_repositories_are_measured_with_their_other_files(project, tmp_path):
+    """The repository is chosen by its name in the row, and a place's own file is never shown."""
+    bank = "class Bank:\n    def pay(self, amount):\n        self.paid += amount\n        return self.paid\n"
+    for name, file in (("bank", "pay.py"), ("bank", "bank.py"), ("bank", "copy.py"), ("other", "bank.py")):
+        (tmp_path / name).mkdir(exist_ok=True)
+        (tmp_path / name / file).write_text(bank if file != "pay.py" else bank.replace("+=", "-=") + "# pays\n")
+    head, _, body = bank.partition("\n        self")
+    metadata = {"ground_truth": f"        self{body}", "fpath_tuple": ["bank", "bank.py"]}
+    places, output = tmp_path / "function_level.jsonl", tmp_path / "result.json"
+    places.write_text(json.dumps({"prompt": head, "metadata": metadata}))
+    flags = ("--model_path", "tiny", "--infill", 1, "--file_path", places, "--output", output)
+    project.run("evaluate.py", *flags, "--repository", tmp_path)
+    (place,) = json.loads(output.read_text())["places"]
+    assert place["span"]["kind"] == "next lines"
+    assert list(place["answers"]) == ["prefix", "prefix, context"]  # the row has no suffix
+    assert place["answers"]["prefix, context"]["shown"] == ["pay.py:1"]
+    refused = project.fails("evaluate.py", *flags, "--repository", tmp_path / "bank")
+    assert "bank/bank/bank.py: no such file; name with --repository the folder that holds bank" in refused
+
+
+def test_only_as_many_lines_as_the_correct_text_are_compared():
+    row = Span("next lines", "a.py", "def f():\n", "    a = 1\n\n    return a\n", "", repository="x")
+    for text, same in (
+        ("\n  a = 1\n  return a\n  b", True),
+        ("    a = 1\n", False),
+        ("    a = 1\n    return b", False),
+    ):
+        found, wanted = compared(row, text)
+        assert (found == wanted) == same
 
 
 @pytest.mark.parametrize(
@@ -194,5 +227,5 @@ def test_each_way_is_asked_with_what_it_may_see(model):
 
     seen = []
     span = Span("next line", "a.py", "x = 1\n", "y = 2", "\nz = 3\n", "here")
-    list(fill_in(TorchEngine(model.eval()), [span], lambda span, suffix: seen.append(suffix) or ()))
+    list(fill_in(TorchEngine(model.eval()), [span], lambda span, cursor: seen.append(cursor.suffix) or cursor))
     assert seen == ["", span.suffix]

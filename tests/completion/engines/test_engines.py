@@ -11,6 +11,7 @@ from conftest import ROOT
 
 from common.command import InputError
 from completion.complete import complete, complete_all
+from completion.cursor import Cursor
 from completion.engines.load_engine import load_engine
 from completion.engines.torch_engine import TorchEngine
 from completion.infill import read_infill
@@ -23,6 +24,7 @@ PROMPTS = [
     "class Stack:\n    def push(self, item):",
     "for i in ra",
 ]
+CURSORS = list(map(Cursor, PROMPTS))
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +60,7 @@ def test_scores_do_not_depend_on_the_settings_of_the_sampling(engines):
 
 def test_many_prompts_and_several_candidates(engines):
     settings = {"temperature": 0, "max_new_tokens": 12, "stop": "none"}
-    together = dict(complete_all(engines[0], PROMPTS, **settings))
+    together = dict(complete_all(engines[0], CURSORS, **settings))
     for place, prompt in enumerate(PROMPTS):
         assert together[place][0].text[:6] == complete(engines[0], prompt, **settings)[0].text[:6]
     greedy = complete(engines[0], PROMPTS[0], **settings)[0].text
@@ -70,8 +72,8 @@ def test_many_prompts_and_several_candidates(engines):
 def test_random_numbers_follow_from_the_seed_of_a_prompt_alone(engines):
     settings = {"temperature": 1.0, "max_new_tokens": 8, "stop": "none"}
     for engine in engines:
-        alone = dict(complete_all(engine, PROMPTS[:1], seeds=[7], **settings))[0][0].text
-        beside = dict(complete_all(engine, [PROMPTS[1], *PROMPTS[:1] * 2], seeds=[9, 7, 8], **settings))
+        alone = dict(complete_all(engine, CURSORS[:1], seeds=[7], **settings))[0][0].text
+        beside = dict(complete_all(engine, [CURSORS[1], *CURSORS[:1] * 2], seeds=[9, 7, 8], **settings))
         assert beside[1][0].text == alone != beside[2][0].text
 
 
@@ -157,7 +159,7 @@ def test_a_suffix_is_between_its_marker_words(fim_folder):
     vocabulary = engine.vocabulary
     before, after, middle = vocabulary.ids_of(vocabulary.fim_words)
     prefix, suffix = "def f(a):\n    retu", "\n\n\nprint(f(1))\n"
-    prompt = read_infill(vocabulary, vocabulary.fim_words, prefix, suffix, "python", 128, 9)
+    prompt = read_infill(vocabulary, Cursor(prefix, suffix), 128, 9)
     ids = prompt.ids
     assert ids[:2] == [vocabulary.start("python")[0], before]
     assert [*ids[2 : ids.index(after)], *prompt.end.exact] == vocabulary.encode(prefix)
@@ -166,7 +168,7 @@ def test_a_suffix_is_between_its_marker_words(fim_folder):
     assert ids[-1] == middle
     assert not {before, after, middle} - vocabulary.end_ids  # which end a completion
     vocabulary.fim_rate = 0.5  # as of a model trained here: the middle follows the prefix
-    turned = read_infill(vocabulary, vocabulary.fim_words, prefix, suffix, "python", 128, 9)
+    turned = read_infill(vocabulary, Cursor(prefix, suffix), 128, 9)
     kept = ids[2 : ids.index(after)]
     assert turned.ids == [*ids[:2], after, *vocabulary.encode(suffix), middle, *kept]
     assert turned.end == prompt.end
@@ -176,7 +178,7 @@ def test_a_suffix_is_between_its_marker_words(fim_folder):
 def test_a_long_file_keeps_the_lines_around_the_cursor(fim_folder):
     vocabulary = load_engine(str(fim_folder), "f16").vocabulary
     lines = [f"value_{number} = {number}\n" for number in range(100)]
-    prompt = read_infill(vocabulary, vocabulary.fim_words, "".join(lines), "".join(lines), "python", 128, 16)
+    prompt = read_infill(vocabulary, Cursor("".join(lines), "".join(lines)), 128, 16)
     _, after, _ = vocabulary.ids_of(vocabulary.fim_words)
     place = prompt.ids.index(after)
     text = [b"".join(map(vocabulary.bytes_of, part)).decode() for part in (prompt.ids[:place], prompt.ids[place:])]
