@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from common.command import InputError
+from completion.cursor import Cursor
 from completion.engines.torch_engine import vocabulary_of
 from completion.repository.chunks import LONGEST, Chunk
 from completion.repository.form import context_ids
@@ -66,9 +67,7 @@ class RowContext:
         language = file.label.lower()
         around = len(context_ids(self._vocabulary, [], language, file.path))
         chunks = self._repository.search(
-            text,
-            "",
-            file.path,
+            Cursor(text, path=file.path),
             exclude={file.path},
             max_tokens=self._most - around,
             count_tokens=lambda chunk: self._count(chunk, language, file.path) - around,

@@ -40,8 +40,7 @@ def choose_context(
         return len(context_ids(engine.vocabulary, [chunk], cursor.language, cursor.path)) - around
 
     limits = {"max_tokens": min(max_tokens, room) - around, "count_tokens": count}
-    chunks = repository.chunks_for(cursor.prefix, cursor.suffix, cursor.path or None, extra, exclude, **limits)
-    return replace(cursor, context=tuple(chunks))
+    return replace(cursor, context=tuple(repository.chunks_for(cursor, extra, exclude, **limits)))
 
 
 def work_tree(file: Path) -> Path | None:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from common.command import InputError
+from completion.cursor import Cursor
 from completion.repository.chunks import LONGEST, NAME, Chunk, cut_chunks, words_of
 from dataset.sources import SourceFile, find_sources, read_text
 
@@ -66,7 +67,7 @@ class Repository:
         self._files: dict[str, _File] = {}
         self._lock = threading.Lock()
         self._checked = 0.0
-        self._last: tuple[str | None, str, list[Chunk]] = (None, "", [])
+        self._last: tuple[str, str, list[Chunk]] = ("", "", [])
         self.refresh()
 
     @classmethod
@@ -104,9 +105,7 @@ class Repository:
 
     def chunks_for(
         self,
-        prefix: str,
-        suffix: str,
-        path: str | None = None,
+        cursor: Cursor,
         extra: Sequence[Chunk] = (),
         exclude: Collection[str] = (),
         *,
@@ -119,8 +118,7 @@ class Repository:
         so that an engine can reuse its KV cache.
 
         Args:
-            prefix, suffix: the code that the model sees before and after the cursor.
-            path: the completed file's path below the folder; its other parts may be shown. None: unknown.
+            cursor: the other parts of its own file may be shown too.
             extra: further chunks to choose from, such as those an editor sends.
             exclude: paths of files that must not be shown.
             max_tokens: the most that all chunks together may take, as `count_tokens` counts them.
@@ -129,18 +127,16 @@ class Repository:
             self._checked = time.monotonic()
             threading.Thread(target=self.refresh, daemon=True).start()
         last_path, begun, shown = self._last
-        continues = path == last_path and begun and begun in prefix
+        continues = cursor.path == last_path and begun and begun in cursor.prefix
         limits = {"max_tokens": max_tokens, "count_tokens": count_tokens}
-        chosen = self.search(prefix, suffix, path, extra, exclude, shown if continues else (), **limits)
+        chosen = self.search(cursor, extra, exclude, shown if continues else (), **limits)
         # An editor sends the last lines before the cursor only, so the prefix loses lines at its beginning.
-        self._last = path, prefix[: prefix.rfind("\n") + 1][-LAST_LINES:], chosen
+        self._last = cursor.path, cursor.prefix[: cursor.prefix.rfind("\n") + 1][-LAST_LINES:], chosen
         return chosen
 
     def search(
         self,
-        prefix: str,
-        suffix: str,
-        path: str | None = None,
+        cursor: Cursor,
         extra: Sequence[Chunk] = (),
         exclude: Collection[str] = (),
         preferred: Sequence[Chunk] = (),
@@ -155,13 +151,13 @@ class Repository:
         """
         index = self._index
         chunks = [*index.chunks, *extra]
-        scores = self._scores(index, query_of(prefix, suffix), extra)
+        scores = self._scores(index, query_of(cursor.prefix, cursor.suffix), extra)
         extra_places = {chunk: place for place, chunk in enumerate(extra, len(index.chunks))}
         for chunk in preferred:
             if (place := index.places.get(chunk, extra_places.get(chunk))) is not None:
                 scores[place] *= KEPT
         good = np.flatnonzero(scores >= GOOD_ENOUGH)
-        visible = {line.strip() for line in (prefix + suffix).splitlines()}
+        visible = {line.strip() for line in (cursor.prefix + cursor.suffix).splitlines()}
         chosen: list[Chunk] = []
         tried = 0
         for place in good[np.argsort(-scores[good], kind="stable")]:
@@ -170,7 +166,7 @@ class Repository:
                 break
             if chunk.path in exclude:
                 continue
-            may_be_visible = path in (None, chunk.path) or place >= len(index.chunks)
+            may_be_visible = cursor.path in ("", chunk.path) or place >= len(index.chunks)
             if may_be_visible and _mostly_in(chunk.text, visible):
                 continue
             tried += 1

@@ -38,10 +38,9 @@ def folder(tmp_path):
     return tmp_path
 
 
-def shown(repository, prefix=CALLER, suffix="", *args, max_tokens=500, **more):
-    found = repository.chunks_for(
-        prefix, suffix, *args, max_tokens=max_tokens, count_tokens=lambda chunk: len(chunk.text) // 4, **more
-    )
+def shown(repository, prefix=CALLER, suffix="", path="", extra=(), max_tokens=500, **more):
+    limits = {"max_tokens": max_tokens, "count_tokens": lambda chunk: len(chunk.text) // 4}
+    found = repository.chunks_for(Cursor(prefix, suffix, path=path), extra, **limits, **more)
     return [chunk.path for chunk in found]
 
 
