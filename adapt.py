@@ -192,10 +192,13 @@ def average_weights(state: State) -> None:
 def report(state: State) -> None:
     """Print and save what has changed, write the GGUF file, and print how to use the model."""
     from adaptation.comparison import chart, compare, examples, tell
+    from common.devices import choose_device, peak_memory
     from completion.gguf_export.errors import CannotConvert
     from completion.gguf_export.gguf_file import convert
     from dataset.format import read_meta
 
+    # Two models at a time, for the average, may take more memory than the training.
+    state.save(peak_memory=max(state["peak_memory"], peak_memory(choose_device())))
     before, after = state["before"], state["after"]
     meta = read_meta(state.files["project"].parent)
     result = {
