@@ -120,7 +120,7 @@ def make_trainer(config: TrainConfig, files: list[Path], run_folder: Path, devic
         from evaluation.pass_rate import PassRate
 
         pass_rate = PassRate(Path(config.problems), config.max_problems, config.allow_weak_sandbox)
-    model = load_model(config, run_folder)
+    model = model_to_train(config, run_folder)
     if config.gradient_checkpointing:
         if not model.gpt.supports_gradient_checkpointing:
             raise InputError(
@@ -140,7 +140,7 @@ def make_trainer(config: TrainConfig, files: list[Path], run_folder: Path, devic
     return ModelTrainer(model.to(device), *datasets, evaluator, config, run_folder)
 
 
-def load_model(config: TrainConfig, run_folder: Path) -> "GPTSingleHead":
+def model_to_train(config: TrainConfig, run_folder: Path) -> "GPTSingleHead":
     """Load the model of the run's last saved state; if there is none, the model to start from."""
     from common.source_code import SPECIAL_WORDS
     from model import GPTSingleHead

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 # Of an optimizer step. SmolLM2-135M learned more from 50 steps of 4 rows (0.596 bits per byte on 64 held-out windows of
 # a project) than from 25 steps of 8 rows (0.609).
 ROWS, ROW_TOKENS = 4, 512
-LEAST_TOKENS = 200_000  # that a base model must see; with fewer, a smaller model, which sees more, gains more
+LEAST_SEEN = 200_000  # that a base model must see; with fewer, a smaller model, which sees more, gains more
 LARGEST_WHOLE = 300_000_000  # parameters; a larger model is trained with LoRA
 MEMORY_SHARE = 0.8  # of the free memory
 
@@ -89,7 +89,7 @@ def choose_bases(machine: Machine, seconds: float) -> tuple[list[str], list[str]
         tokens = 0.6 * machine.flops * seconds / ((4.4 if lora else 6) * base.parameters)
         if (needed := base.memory(1, lora)) > MEMORY_SHARE * machine.memory:
             reasons.append(f"{base.name} needs {needed / 2**30:.1f} GiB")
-        elif tokens < LEAST_TOKENS:
+        elif tokens < LEAST_SEEN:
             reasons.append(f"{base.name} would see only about {tokens:,.0f} tokens in the time")
         else:
             chosen.append(base.name)

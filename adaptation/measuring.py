@@ -20,7 +20,7 @@ LATEST = 1.05  # fraction of the whole time after which the adapted model is mea
 PLACES_SHARE = 0.1  # fraction of the whole time for the base model's places
 
 
-class Place(TypedDict):
+class SavedSpan(TypedDict):
     """One entry of the file PLACES: the fields of a Span."""
 
     kind: str
@@ -79,8 +79,8 @@ def choose_places(state: State) -> list[Span]:
         spans = spans_of_dataset(state.name, MOST_PLACES, state.flags.seed, ("rest of a line",))
         with atomic_write(file) as opened:
             json.dump([asdict(span) for span in spans], opened)
-    rows = read_json(file, list[Place], "remove the run folder to start the adaptation again")
-    return [Span(**{name: row[name] for name in Place.__annotations__}) for row in rows]
+    rows = read_json(file, list[SavedSpan], "remove the run folder to start the adaptation again")
+    return [Span(**{name: row[name] for name in SavedSpan.__annotations__}) for row in rows]
 
 
 def solve_lines(state: State, stage: str, path: str) -> dict[str, Any]:

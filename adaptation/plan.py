@@ -21,7 +21,7 @@ EVALUATIONS = 8  # during training
 EVALUATION_SHARE = 0.05  # of the training time; the loss of middles takes as much again
 CONTEXT_RATE = 0.25
 LEAST_STEPS = 10
-TIMES = 2  # how often a row is timed
+TIMINGS = 2  # how often a row is timed
 
 
 def better_start(state: State, base: str, earlier: str, row: int) -> str:
@@ -109,9 +109,9 @@ def time_rows(model: GPTSingleHead, file: Path, lora: bool) -> tuple[float, floa
     for work in (evaluate, train):
         work()  # the first time takes longer
         began = time.monotonic()
-        for _ in range(TIMES):
+        for _ in range(TIMINGS):
             work()
-        seconds.append((time.monotonic() - began) / TIMES)
+        seconds.append((time.monotonic() - began) / TIMINGS)
     return seconds[0], seconds[1]
 
 

@@ -53,7 +53,7 @@ class Measured(TypedDict):
     answers: dict[str, Scored]
 
 
-class Stage(TypedDict):
+class Measurements(TypedDict):
     """The measurements of a model so far; the losses and the results of problems are added when they are done."""
 
     seconds: float
@@ -71,8 +71,8 @@ class Saved(_Saved, total=False):
     config: dict[str, Any]  # of the training
     loss_windows: int
     total_steps: int
-    before: Stage
-    after: Stage
+    before: Measurements
+    after: Measurements
     trained: dict[str, Any] | None
     share: float  # of the change from the base to the trained weights that the model keeps
     peak_memory: int  # bytes

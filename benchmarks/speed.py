@@ -101,7 +101,7 @@ def time_training(
         facts[name] = Facts(fast, first, peak_memory(device) - before)
     model = new_model(folder, torch.device("cpu"))
     rows = compare(seconds)
-    return [describe(row, facts[row["name"]], model, batch, ceilings) | {"steps_per_turn": a_turn} for row in rows]
+    return [training_row(row, facts[row["name"]], model, batch, ceilings) | {"steps_per_turn": a_turn} for row in rows]
 
 
 def first_steps(
@@ -130,7 +130,7 @@ def matrix_product_s(dtype: torch.dtype, device: torch.device) -> float:
     return seconds_of(lambda: left @ right, device, 3) / 3
 
 
-def describe(row: dict, facts: Facts, model: GPTSingleHead, batch: int, ceilings: dict[str, float]) -> dict:
+def training_row(row: dict, facts: Facts, model: GPTSingleHead, batch: int, ceilings: dict[str, float]) -> dict:
     """Return a contender's row of the results. `ceilings` are FLOP/s of matrix products, by dtype."""
     rate, ceiling = batch * model.max_seq_length / row["seconds"], ceilings[str(facts.dtype)]
     return row | {

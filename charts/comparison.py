@@ -6,10 +6,10 @@ from pathlib import Path
 from charts.runs import Run
 from charts.tables import text_table
 from common.files import atomic_write
-from training.config import RECIPES, RESULTS, SETTINGS, find_recipe, recipe_of, report_results
+from training.config import RECIPE_FLAGS, RECIPE_RESULTS, RECIPES, find_recipe, recipe_of, report_results
 
 # The rows: first the report's, then those that the report does not have.
-ROWS = (*SETTINGS, *RESULTS, "perplexity_padded", "best_step", "steps")
+ROWS = (*RECIPE_FLAGS, *RECIPE_RESULTS, "perplexity_padded", "best_step", "steps")
 # The rows that the terminal shows, with their short names.
 SHORT = {
     "steps": "steps",
@@ -38,7 +38,8 @@ def reference_columns(runs: list[Run]) -> list[tuple[str, int]]:
 def compare(runs: list[Run], references: list[tuple[str, int]]) -> Columns:
     """Return the columns of the table. The report's run with the settings of ours comes right after it."""
     columns = [
-        (i, run.name, {key: run.settings.get(key) for key in SETTINGS} | run.results()) for i, run in enumerate(runs)
+        (i, run.name, {key: run.settings.get(key) for key in RECIPE_FLAGS} | run.results())
+        for i, run in enumerate(runs)
     ]
     for recipe, i in references:
         figures = find_recipe(recipe) | report_results(recipe)
@@ -93,7 +94,7 @@ def write_tables(columns: Columns, caption: str, folder: Path) -> None:
 def _show(row: str, value: float | None) -> str:
     if value is None:
         return "-"
-    return f"{value:.4f}" if isinstance(value, float) and row not in SETTINGS else str(value)
+    return f"{value:.4f}" if isinstance(value, float) and row not in RECIPE_FLAGS else str(value)
 
 
 def runs_table(columns: Columns) -> str:

@@ -13,7 +13,7 @@ from common.command import InputError
 from common.files import ROOT
 from common.json_files import read_json
 from dataset.format import read_split
-from training.config import RESULTS
+from training.config import RECIPE_RESULTS
 
 Curve = dict[int, float]  # optimizer step -> value
 PERPLEXITY = "eval_perplexity_dev"
@@ -102,7 +102,7 @@ class Run:
             self.last("loss_dev"),
             self.last("loss_train", "loss_train_recent"),
         )
-        return dict(zip(RESULTS, values, strict=True)) | {
+        return dict(zip(RECIPE_RESULTS, values, strict=True)) | {
             "perplexity_padded": self.last("eval_perplexity_padded_dev"),
             "best_step": best,
             "steps": max(step for curve in self.scalars.values() for step in curve),

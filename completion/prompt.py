@@ -9,7 +9,7 @@ from completion.tokens import Vocabulary, decodable
 # Examples of text after a prompt. It may change how the prompt's end is tokenized.
 FOLLOWERS = ("x", " ", "\t", "\n", "\r\n", "(", "=", "1")
 TAIL = 24  # last tokens of the prompt that are tokenized again with each follower; no follower changes earlier ones
-LONGEST = 4  # a longer token may replace this many tokens
+MOST_REPLACED = 4  # a longer token may replace this many tokens
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def _certain(vocabulary: Vocabulary, ids: list[int], cuts: list[list[int]], star
     outside = len(ids) - len(cuts[0])
     common = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, zip(*cuts, strict=False)))
     certain = min(outside + common, len(ids) - 1)
-    for back in range(2, min(LONGEST, len(ids)) + 1):
+    for back in range(2, min(MOST_REPLACED, len(ids)) + 1):
         if vocabulary.beginning_with(b"".join(map(vocabulary.bytes_of, ids[-back:]))):
             certain = min(certain, len(ids) - back)
     while certain and not decodable(b"".join(map(vocabulary.bytes_of, ids[certain:]))):

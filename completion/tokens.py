@@ -15,7 +15,7 @@ from common.json_files import read_json
 from common.model_files import COMPLETE_COPY, FimWords, known_fim_words, read_config, read_tokenizer
 from common.source_code import LANGUAGES
 
-SETTINGS = ("config.json", "generation_config.json", "tokenizer_config.json", "gpt_sh_config.json")
+SETTING_FILES = ("config.json", "generation_config.json", "tokenizer_config.json", "gpt_sh_config.json")
 SPACE = "▁"  # how SentencePiece spells a space
 
 
@@ -24,7 +24,7 @@ class Vocabulary:
 
     Args:
         tokenizer: as tokenizer.json describes it.
-        settings: file name -> content, for the model's JSON files in SETTINGS. A missing file counts as empty.
+        settings: file name -> content, for the model's JSON files in SETTING_FILES. A missing file counts as empty.
         name: of the model, for the error.
     Raises:
         InputError: it is not known how this tokenizer's tokens become text.
@@ -54,7 +54,7 @@ class Vocabulary:
             InputError: the folder has no tokenizer.json, or a file is damaged.
         """
         tokenizer = read_tokenizer(folder)
-        files = [folder / name for name in SETTINGS if (folder / name).is_file()]
+        files = [folder / name for name in SETTING_FILES if (folder / name).is_file()]
         settings = {file.name: read_json(file, dict, COMPLETE_COPY) for file in files}
         return cls(tokenizer, settings, str(folder))
 

@@ -30,7 +30,7 @@ class Counts(TypedDict):
     source_bytes: Count
 
 
-class Flags(TypedDict):
+class ConvertFlags(TypedDict):
     """The flags of convert.py that other commands need."""
 
     segment_len: Annotated[int, range(1, 2**31)]
@@ -56,7 +56,7 @@ class Source(TypedDict):
 
 class Meta(TypedDict):
     format_version: Annotated[int, (FORMAT_VERSION,)]
-    flags: Flags
+    flags: ConvertFlags
     tokenizer: MadeWith
     languages: dict[str, dict[str, Counts]]
     contamination: dict[str, dict[str, float | None]]  # split -> n -> share of dev's n-grams that occur in train

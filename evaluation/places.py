@@ -22,7 +22,7 @@ KINDS = ("rest of a line", "lines of a block", "any characters", "next line")
 OF_ONE_LINE = ("rest of a line", "next line")
 NEXT_LINES = "next lines"  # the kind of places in published files whose text has several lines
 LINES_BEFORE, LINES_AFTER = 32, 8  # around the cursor: about what an editor sends, and what any model has room for
-LONGEST = 400  # characters of a span; nobody writes more in one edit
+LONGEST_SPAN = 400  # characters of a span; nobody writes more in one edit
 # The keys of the correct text in the jsonl files of RepoEval, CrossCodeEval and HumanEval-Infilling.
 ANSWER_KEYS = ("groundtruth", "ground_truth", "canonical_solution")
 _REMEDY = "name a jsonl file in the format of RepoEval, CrossCodeEval or HumanEval-Infilling"
@@ -74,7 +74,7 @@ def choose_spans(files: Sequence[SourceFile], each: int, seed: int = 0, kinds: S
             number = rng.choice(range(len(files)))
             file, text = files[number], texts[number]
             places = _place(kind, text, rng)
-            if places and (middle := text[slice(*places)]).strip() and len(middle) <= LONGEST:
+            if places and (middle := text[slice(*places)]).strip() and len(middle) <= LONGEST_SPAN:
                 prefix = text[: places[0]].splitlines(keepends=True)[-LINES_BEFORE:]
                 suffix = text[places[1] :].splitlines(keepends=True)[:LINES_AFTER]
                 found.append(Span(kind, file.path, "".join(prefix), middle, "".join(suffix), file.source))

@@ -20,7 +20,7 @@ from completion.stop_rules.stop_rule import StopRule, make_stop_rule
 from serving.served_engine import REQUESTS_AT_ONCE, ServedEngine
 
 # Fields of a request, and the completion settings that they set.
-SETTINGS = {
+SETTING_FIELDS = {
     "n_predict": "max_new_tokens",
     "n_cmpl": "num_return_sequences",
     "temperature": "temperature",
@@ -51,7 +51,7 @@ class Needed(TypedDict):
 
 
 class Fields(Needed, total=False):
-    """The fields of a request, besides SETTINGS. All others are ignored."""
+    """The fields of a request, besides SETTING_FIELDS. All others are ignored."""
 
     prompt: str  # comes after input_prefix
     input_extra: list[EditorChunk]
@@ -76,16 +76,18 @@ class InfillRequest:
             end = self._prefix[-MOST_CHARACTERS:]
             self._prefix = end[end.find("\n") + 1 :]  # whole lines, because stop rules read them
         self._suffix = self._fields["input_suffix"][:MOST_CHARACTERS]
-        given = {name: self._fields[name] for name in SETTINGS if self._fields.get(name) not in (None, UNSET.get(name))}
+        given = {
+            name: self._fields[name] for name in SETTING_FIELDS if self._fields.get(name) not in (None, UNSET.get(name))
+        }
         self._is_warm_up = given.get("n_predict") == 0  # the editor only wants the prompt to be processed
         if self._is_warm_up:
             given["n_predict"] = 1
-        self._settings = {SETTINGS[name]: value for name, value in given.items()}
+        self._settings = {SETTING_FIELDS[name]: value for name, value in given.items()}
         try:
             self._options = CompletionSettings(**self._settings)
         except InputError as error:
             flag, _, reason = str(error).partition(" ")
-            names = {f"--{ours}": name for name, ours in SETTINGS.items()}
+            names = {f"--{ours}": name for name, ours in SETTING_FIELDS.items()}
             raise InputError(f"{names[flag]} {reason}") from None
         count = self._options.num_return_sequences
         if count > REQUESTS_AT_ONCE:  # llama.vscode searches error messages for this sentence

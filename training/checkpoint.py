@@ -68,15 +68,15 @@ class Progress:
     wandb_id: str | None = None
 
 
-class Saved(TypedDict):
+class SavedProgress(TypedDict):
     run: TypedDict("Run", {field.name: field.type for field in fields(Progress)})
     flags: dict
 
 
-class State(TypedDict):
+class SavedState(TypedDict):
     """state.json."""
 
-    progress: Saved
+    progress: SavedProgress
     scaler: dict[str, float]
 
 
@@ -291,8 +291,8 @@ def restore_checkpoint(
         raise InputError(f"{folder}: the saved state is damaged ({error}); {_REMEDY}") from None
 
 
-def _read_state(folder: Path) -> State:
-    return read_json(folder / "state.json", State, _REMEDY)
+def _read_state(folder: Path) -> SavedState:
+    return read_json(folder / "state.json", SavedState, _REMEDY)
 
 
 def _optimizer_tensors(model: GPTSingleHead, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

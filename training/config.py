@@ -9,9 +9,9 @@ from training.schedule import SCHEDULERS
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 MOST_STEPS = 10**9
 
-SETTINGS = ("num_epochs_train", "max_seq_length", "lr", "warmup_ratio")
-RESULTS = ("best_score_perplexity", "dev_eval_scores", "dev_loss", "train_loss")
-# The columns of the report's last table: the values of SETTINGS, then those of RESULTS, which count padding.
+RECIPE_FLAGS = ("num_epochs_train", "max_seq_length", "lr", "warmup_ratio")
+RECIPE_RESULTS = ("best_score_perplexity", "dev_eval_scores", "dev_loss", "train_loss")
+# The columns of the report's last table: the values of RECIPE_FLAGS, then those of RECIPE_RESULTS, which count padding.
 RECIPES = {
     "report-1": (1, 256, 1e-5, 0.2, -3.1740331649780273, 3.1755013465881348, 1.155465, 1.5959064960479736),
     "report-2": (1, 128, 1e-5, 0.2, -4.196605682373047, 4.199092388153076, 1.434868, 1.9175739288330078),
@@ -33,20 +33,20 @@ def find_recipe(name: str) -> dict[str, str | int | float]:
             f"--recipe {name}: no such recipe; {'did you mean' if near else 'choose'} {' or '.join(near or RECIPES)}?"
         )
     # All other settings of these runs are the defaults. Their dataset was made with convert.py --split_by segment.
-    settings = dict(zip(SETTINGS, RECIPES[name], strict=False))
+    settings = dict(zip(RECIPE_FLAGS, RECIPES[name], strict=False))
     return settings | {"dataset_name": "source_code_segment", "run_name": name}
 
 
 def recipe_of(settings: dict) -> str | None:
-    """Return the recipe that a run's hyperparams.json names, or whose SETTINGS it has; None if there is none."""
+    """Return the recipe that a run's hyperparams.json names, or whose RECIPE_FLAGS it has; None if there is none."""
     if settings.get("recipe") in RECIPES:
         return settings["recipe"]
-    chosen = tuple(settings.get(name) for name in SETTINGS)
-    return next((name for name, column in RECIPES.items() if column[: len(SETTINGS)] == chosen), None)
+    chosen = tuple(settings.get(name) for name in RECIPE_FLAGS)
+    return next((name for name, column in RECIPES.items() if column[: len(RECIPE_FLAGS)] == chosen), None)
 
 
 def report_results(recipe: str) -> dict[str, float]:
-    return dict(zip(RESULTS, RECIPES[recipe][len(SETTINGS) :], strict=True))
+    return dict(zip(RECIPE_RESULTS, RECIPES[recipe][len(RECIPE_FLAGS) :], strict=True))
 
 
 def gpu_numbers(text: str) -> str:

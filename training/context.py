@@ -10,7 +10,7 @@ import numpy as np
 from common.command import InputError
 from completion.cursor import Cursor
 from completion.engines.torch_engine import vocabulary_of
-from completion.repository.chunks import LONGEST, Chunk
+from completion.repository.chunks import LONGEST_CHUNK, Chunk
 from completion.repository.form import context_ids
 from completion.repository.repository import Repository
 from data import SrcCodeDataset
@@ -51,7 +51,7 @@ class RowContext:
             ids = [token for body in bodies for token in body[:stride]] + last
             texts[file.path] = texts.get(file.path, "") + self._tokenizer.decode(ids, skip_special_tokens=False)
         self._most = dataset.max_seq_length // SHARE
-        lines = max(2, min(LONGEST, self._most // TOKENS_OF_A_LINE))
+        lines = max(2, min(LONGEST_CHUNK, self._most // TOKENS_OF_A_LINE))
         self._repository = Repository.of_texts(texts, lines)
         self._count = lru_cache(100_000)(self._count)
 

@@ -26,7 +26,7 @@ SHORTEST_CONTEXT = 1024  # tokens; so that a conversation does not need a larger
 # A token whose probability is less than this times that of the most likely token is dropped before top_p. Sorting all
 # tokens would take as long as a small model's layers. Even 100,000 such tokens have at most 1 % of the probability.
 NEGLIGIBLE = 1e-7
-CONSIDERED = 256  # most likely tokens, among which those that spell the prompt's end are searched
+LIKELY_TOKENS = 256  # most likely tokens, among which those that spell the prompt's end are searched
 # With several candidates, the greedy one and the sampled ones are two requests. They run at the same time, and both
 # read the prompt. A prompt of more tokens than this is read only once, and the requests run one after the other.
 READ_TWICE = 256
@@ -191,7 +191,7 @@ class LlamaEngine:
                 likely.update((entry["id"], entry["logprob"]) for entry in score["top_logprobs"])
             return False
 
-        request = {"prompt": prompt.ids, "n_predict": 1, "n_probs": CONSIDERED, "temperature": 0}
+        request = {"prompt": prompt.ids, "n_predict": 1, "n_probs": LIKELY_TOKENS, "temperature": 0}
         self._ask(request | {"grammar": WHOLE_CHARACTERS}, read)
         inner = {way[0] for way in prompt.end.ways if way}
 

@@ -3,7 +3,9 @@
 import re
 from typing import NamedTuple
 
-LONGEST = 24  # lines of a chunk; if possible, a chunk of at least half as many ends before a blank line or a definition
+LONGEST_CHUNK = (
+    24  # lines of a chunk; if possible, a chunk of at least half as many ends before a blank line or a definition
+)
 BOUNDARY = re.compile(r"\s*$|(class|def|async def|@|public|private|protected) ?")
 NAME = re.compile(r"[^\W\d]\w*")
 PART = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[^\W\dA-Z_]+|[A-Z]+|\d+")
@@ -23,7 +25,7 @@ class Chunk(NamedTuple):
     text: str
 
 
-def cut_chunks(path: str, text: str, longest: int = LONGEST) -> list[Chunk]:
+def cut_chunks(path: str, text: str, longest: int = LONGEST_CHUNK) -> list[Chunk]:
     """Divide all lines of a file into chunks. Chunks that contain no name are left out."""
     lines = text.splitlines(keepends=True)
     chunks, start = [], 0

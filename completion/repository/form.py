@@ -11,7 +11,7 @@ from completion.tokens import Vocabulary
 
 # The special words before a repository's name and before a file: of Qwen-Coder (arXiv:2409.12186) and of StarCoder 2.
 FAMILIES = (("<|repo_name|>", "<|file_sep|>"),)
-NAME = "project"  # the same name for every repository
+REPOSITORY_NAME = "project"  # the same name for every repository
 
 
 def with_context(prompt: Prompt, vocabulary: Vocabulary, cursor: Cursor, room: int) -> Prompt:
@@ -36,7 +36,13 @@ def context_ids(vocabulary: Vocabulary, chunks: Sequence[Chunk], language: str, 
     ids = [token for chunk in chunks for token in _chunk_ids(vocabulary, chunk, language)]
     if words := _repository_words(vocabulary):
         name, file = ([word] for word in words)
-        return [*name, *vocabulary.encode(f"{NAME}\n"), *ids, *file, *vocabulary.encode(f"{path or 'main'}\n")]
+        return [
+            *name,
+            *vocabulary.encode(f"{REPOSITORY_NAME}\n"),
+            *ids,
+            *file,
+            *vocabulary.encode(f"{path or 'main'}\n"),
+        ]
     return ids
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from common.command import InputError
 from completion.cursor import Cursor
-from completion.repository.chunks import LONGEST, NAME, Chunk, cut_chunks, words_of
+from completion.repository.chunks import LONGEST_CHUNK, NAME, Chunk, cut_chunks, words_of
 from dataset.sources import SourceFile, find_sources, read_text
 
 QUERY_BEFORE, QUERY_AFTER = 24, 4  # lines before and after the cursor whose words are searched for
@@ -23,7 +23,7 @@ HALF_WORD = re.compile(r"\w*\Z")
 GOOD_ENOUGH = 0.3
 KEPT = 1.5  # factor for the score of a chunk that was shown last, so that the choice stays the same while one types
 MOST = 6  # chunks
-CONSIDERED = 16  # most chunks that are tried until one fits
+MOST_TRIED = 16  # most chunks that are tried until one fits
 SATURATION, LENGTH_SHARE = 1.5, 0.75  # BM25's usual k1 and b
 LAST_LINES = 200  # characters of the last prefix, by which it is recognized after more was typed
 CHECKED_AFTER = 5  # seconds after which files are looked at again
@@ -71,7 +71,7 @@ class Repository:
         self.refresh()
 
     @classmethod
-    def of_texts(cls, texts: Mapping[str, str], longest: int = LONGEST) -> "Repository":
+    def of_texts(cls, texts: Mapping[str, str], longest: int = LONGEST_CHUNK) -> "Repository":
         """Make a repository of files in memory (path -> text), in chunks of at most `longest` lines."""
         repository = cls(None)
         for path, text in texts.items():
@@ -162,7 +162,7 @@ class Repository:
         tried = 0
         for place in good[np.argsort(-scores[good], kind="stable")]:
             chunk = chunks[place]
-            if len(chosen) == MOST or tried == CONSIDERED:
+            if len(chosen) == MOST or tried == MOST_TRIED:
                 break
             if chunk.path in exclude:
                 continue

@@ -8,9 +8,11 @@ from completion.settings import Completion, CompletionSettings
 from completion.stop_rules.stop_rule import STOPS
 
 # A command -> the field of CompletionSettings that it sets. A short name of the flag is also the command's name.
-SETTINGS = {(field.metadata["aliases"] or [field.name])[0].lstrip("-"): field for field in fields(CompletionSettings)}
+SETTING_COMMANDS = {
+    (field.metadata["aliases"] or [field.name])[0].lstrip("-"): field for field in fields(CompletionSettings)
+}
 CURSOR = "<cursor>"  # in typed code: complete here, with the code after it as the suffix
-COMMANDS = (*SETTINGS, "lang", "next", "continue", "context", "load", "save", "help", "exit")
+COMMANDS = (*SETTING_COMMANDS, "lang", "next", "continue", "context", "load", "save", "help", "exit")
 HELP = f"""\
 Type code and it is completed. Enter starts a new line while a block or bracket
 is open. Enter on an empty line completes, and so does Alt-Enter anywhere.

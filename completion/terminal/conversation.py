@@ -18,7 +18,7 @@ from completion.engines.engine import Engine
 from completion.repository.choice import choose_context
 from completion.repository.repository import Repository
 from completion.settings import Completion, CompletionSettings
-from completion.terminal.commands import CURSOR, HELP, SETTINGS, describe, describe_context, notes
+from completion.terminal.commands import CURSOR, HELP, SETTING_COMMANDS, describe, describe_context, notes
 from completion.terminal.plain_screen import PlainScreen
 
 
@@ -98,7 +98,7 @@ class Conversation:
             self._screen.write("\n")
 
     def _command(self, name: str, value: str) -> None:
-        if name in SETTINGS:
+        if name in SETTING_COMMANDS:
             self._set(name, value)
         elif name == "lang":
             if value.lower() not in LANGUAGES:
@@ -126,7 +126,7 @@ class Conversation:
             raise InputError(f":{name}: no such command; :help lists them")
 
     def _set(self, name: str, value: str) -> None:
-        field = SETTINGS[name]
+        field = SETTING_COMMANDS[name]
         if value:
             is_none = value == "none" and field.default is None
             number = None if is_none else field.metadata["rule"].check(f":{name}", value, is_text=True)
