@@ -196,5 +196,8 @@ def chart(result: dict[str, Any], path: Path) -> Path:
         Bar(arm, {"exact": tuple(max(0.0, figure[key]) / 100 for key in ("mean", "low", "high"))})
         for arm, figure in result["places"]["exact"].items()
     ]
-    panels = {f"rest of a line, {result['places']['places']} places": bars}
-    return save(interval_chart(panels, "(%), with 95 % intervals"), path)
+    gain = result["places"]["differences"]["adapted + context - base + context"]["exact"]
+    # The intervals of the bars overlap even where the difference at the same places is certain.
+    places = f"rest of a line, {result['places']['places']} places"
+    title = f"{places}\nadapted minus base, with context: {_show(gain, '+')} points"
+    return save(interval_chart({title: bars}, "(%), with 95 % intervals"), path)
