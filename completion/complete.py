@@ -156,8 +156,9 @@ class _Candidates:
         self._cursor, self._options, self._shown = cursor, options, 0
         self.prompt = replace(read_cursor(engine, cursor, options.max_new_tokens), seed=seed)
         self._candidates = []
+        rule_of = rule_of or (lambda prefix: make_stop_rule(options.stop, prefix, cursor.language, cursor.suffix))
         for _ in range(options.candidates):
-            rule = rule_of(cursor.prefix) if rule_of else make_stop_rule(options.stop, cursor.prefix, cursor.language)
+            rule = rule_of(cursor.prefix)
             if cursor.suffix:
                 rule = before_suffix(rule, cursor.prefix, cursor.suffix, cursor.language)
             self._candidates.append(_Candidate(engine.vocabulary, options, rule, self.prompt))

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from completion.stop_rules.java_block import JavaBlock
 from completion.stop_rules.python_block import PythonBlock
-from completion.stop_rules.python_lines import Line, logical_lines
+from completion.stop_rules.python_lines import Line, logical_lines, width
 
 Decision = tuple[int, bool]  # safe, done
 StopRule = Callable[[str], Decision]
@@ -18,13 +18,13 @@ StopRule = Callable[[str], Decision]
 STOPS = ("block", "blank", "line", "none")
 
 
-def make_stop_rule(stop: str, prompt: str, language: str) -> StopRule:
-    """Return the rule named `stop`, one of STOPS, for one completion of `prompt`."""
+def make_stop_rule(stop: str, prompt: str, language: str, suffix: str = "") -> StopRule:
+    """Return the rule named `stop`, one of STOPS, for one completion of `prompt`, which has `suffix` after it."""
     if stop == "block":
         return JavaBlock(prompt) if language == "java" else PythonBlock(prompt)
     if stop == "none":
         return lambda text: (len(text), False)
-    return FirstBreak(r"\n" if stop == "line" else r"\n[ \t]*\r?\n", prompt, language)
+    return FirstBreak(r"\n" if stop == "line" else r"\n[ \t]*\r?\n", prompt, language, suffix)
 
 
 def unfinished(text: str, language: str) -> bool:
@@ -46,12 +46,12 @@ def lacks_body(source: str, language: str) -> bool:
 class FirstBreak:
     """A completion ends at the first line break, or blank line, after some text.
 
-    If the prompt opens a block, the text must contain a statement.
+    If the prompt opens a block whose body is not in the suffix, the text must contain a statement.
     """
 
-    def __init__(self, pattern: str, prompt: str, language: str):
+    def __init__(self, pattern: str, prompt: str, language: str, suffix: str):
         self._break, self._prompt, self._language = re.compile(r"[ \t]*\r?" + pattern), prompt, language
-        self._lacks_body = lacks_body(prompt, language)
+        self._lacks_body = lacks_body(prompt, language) and not _begins_with_body(prompt, suffix, language)
         self._from = 0
 
     def __call__(self, text: str) -> Decision:
@@ -61,6 +61,14 @@ class FirstBreak:
                 return match.start(), True
             self._from = begin = match.end()
         return len(text.rstrip()), False
+
+
+def _begins_with_body(source: str, suffix: str, language: str) -> bool:
+    """Whether the lines after the cursor are the body of the block that the source has opened."""
+    line = next((line for line in suffix.split("\n")[1:] if line.strip()), "")
+    if language == "java":
+        return bool(line) and not line.lstrip().startswith("}")
+    return width(line) > _last_statement(source).indent
 
 
 def _last_statement(source: str) -> Line | None:

@@ -108,6 +108,8 @@ CASES = {
         "    return what it may\n",
     ),
     "the next line and a blank": ("none", "", "# a\nx = 1\n", "# a \n", ""),
+    "a comment in a block whose body follows": ("line", "if n:\n    # as", "\n    f(n)\n", " g\n    # h\n", " g"),
+    "a comment in a block without a body": ("line", "if n:\n    # as", "\nf(n)\n", " g\n    h()\n", " g\n    h()"),
     "no suffix": ("line", "x = ", "", "1 + 2\ny = 3\n", "1 + 2"),
 }
 
@@ -115,6 +117,7 @@ CASES = {
 CLASS = "class A {\n    void f() {\n"
 END = "    }\n}\n"
 JAVA_CASES = {
+    "a comment where the body follows": ("line", CLASS + "    // as", "\n    a();\n" + END, " b\n    // c\n", " b"),
     "a statement's end that the rest has": ("block", CLASS + "        x = new T(", "a);\n" + END, ");\n", ""),
     "a brace that the rest opens": ("block", CLASS + "        for (T a : ", "b) {\n        }\n" + END, "c) {\n", "c"),
     "a call of its own": ("block", CLASS + "        g(", ");\n" + END, "h(a));\n", "h(a)"),
@@ -127,7 +130,7 @@ JAVA_CASES = {
 
 def kept_of(stop, prefix, suffix, written, language):
     """What a rule keeps of a text that comes character by character; it never takes back what it has let through."""
-    rule = before_suffix(make_stop_rule(stop, prefix, language), prefix, suffix, language)
+    rule = before_suffix(make_stop_rule(stop, prefix, language, suffix), prefix, suffix, language)
     shown, done = "", False
     for length in range(1, len(written) + 1):
         safe, done = rule(written[:length])
