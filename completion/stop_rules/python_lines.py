@@ -158,3 +158,30 @@ def logical_lines(source: str) -> Iterator[Line]:
 def width(row: str) -> int:
     """Return the columns of indentation. After a form feed Python counts them from 0 again."""
     return len(row[: len(row) - len(row.lstrip(" \t\f"))].rpartition("\f")[2].expandtabs())
+
+
+def after_cut_string(source: str) -> str:
+    """Return the source without the end of a string in triple quotes that began before it, if it begins with one.
+
+    An editor sends only some lines before the cursor, and often the first of them is inside a docstring. Then the first
+    triple quotes close a string. They open one if they come after code such as `x = ` or `return `, or begin their line
+    and text follows them, or are alone on it and the line before is the head of a block, or the next line is prose.
+    """
+    for quotes in _TRIPLE_QUOTES.finditer(source):
+        before, _, line = source[: quotes.start()].rpartition("\n")
+        if line.lstrip().startswith("#"):
+            continue
+        rest, _, below = source[quotes.end() :].partition("\n")
+        if line.strip():
+            opens = _BEFORE_STRING.search(line)
+        elif rest.strip():
+            opens = rest.strip()[0] not in ").,]}:%#"
+        else:
+            opens = not before.strip() or before.rstrip()[-1] in ":(=,[" or _PROSE.match(below)
+        return source if opens else source[quotes.end() :]
+    return source
+
+
+_TRIPLE_QUOTES = re.compile(r"""(?:\b[rbuft]{1,2})?("{3}|'{3})""", re.IGNORECASE)
+_BEFORE_STRING = re.compile(r"([=(,\[{+%|]|[\"'\w\])]: |\b(return|yield|in|and|or|not|assert|raise|else|if))\s*\Z")
+_PROSE = re.compile(r"\s*[A-Z][\w'-]*[ ,:.]+(?!=)[\w`(]")  # a sentence, unlike `Name = 1`

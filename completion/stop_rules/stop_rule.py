@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from completion.stop_rules.java_block import JavaBlock
 from completion.stop_rules.python_block import PythonBlock
-from completion.stop_rules.python_lines import Line, logical_lines, width
+from completion.stop_rules.python_lines import Line, after_cut_string, logical_lines, width
 
 Decision = tuple[int, bool]  # safe, done
 StopRule = Callable[[str], Decision]
@@ -21,7 +21,7 @@ STOPS = ("block", "blank", "line", "none")
 def make_stop_rule(stop: str, prompt: str, language: str, suffix: str = "") -> StopRule:
     """Return the rule named `stop`, one of STOPS, for one completion of `prompt`, which has `suffix` after it."""
     if stop == "block":
-        return JavaBlock(prompt) if language == "java" else PythonBlock(prompt)
+        return JavaBlock(prompt) if language == "java" else PythonBlock(after_cut_string(prompt))
     if stop == "none":
         return lambda text: (len(text), False)
     return FirstBreak(r"\n" if stop == "line" else r"\n[ \t]*\r?\n", prompt, language, suffix)
@@ -73,6 +73,6 @@ def _begins_with_body(source: str, suffix: str, language: str) -> bool:
 
 def _last_statement(source: str) -> Line | None:
     last = None
-    for line in logical_lines(source):
+    for line in logical_lines(after_cut_string(source)):
         last = line if line.word != "#" else last
     return last

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 
 from common.source_code import COMMENTS
+from completion.stop_rules.python_lines import after_cut_string
 from completion.stop_rules.stop_rule import Decision, StopRule
 
 OPENING = {")": "(", "]": "[", "}": "{"}
@@ -30,6 +31,8 @@ def before_suffix(rule: StopRule, prefix: str, suffix: str, language: str = "pyt
 
     Text that may become such an end is held back, so that nothing is shown and then removed.
     """
+    if language == "python":
+        prefix = after_cut_string(prefix)
     begun = prefix.rpartition("\n")[2]
     rest, _, below = suffix.partition("\n") if begun else ("", "", suffix)
     at_line_end = not suffix.partition("\n")[0].strip()

@@ -2,6 +2,7 @@
 
 import pytest
 
+from completion.stop_rules.python_lines import after_cut_string
 from completion.stop_rules.stop_rule import lacks_body, logical_lines, make_stop_rule, unfinished
 
 
@@ -222,3 +223,23 @@ def test_other_stops():
 )  # fmt: skip
 def test_unfinished_input_is_known(text, language, expected):
     assert unfinished(text, language) == expected
+
+
+DOCSTRING_ENDS = ['It isn\'t (whole.\n    """\n', "    it's said.'''\n", 'a: (b\n\n    """  # c\n']
+
+
+@pytest.mark.parametrize("end", DOCSTRING_ENDS)
+def test_a_prompt_may_begin_inside_a_docstring(end):
+    """As those of editors, which send only some lines before the cursor."""
+    check(end + "    for x in y:\n", "        if x:\n            return x", "\n    return None\n", "python")
+    assert lacks_body(end + "    if x:", "python")
+    assert unfinished(end + "    f(", "python") and not unfinished(end + "x = 1", "python")
+
+
+@pytest.mark.parametrize(
+    "begin",
+    ['"""Text."""\n', '"""\nText\n', 'def f():\n    r"""\n    text\n', 'x = """\na\n', 'f(1, """\n', '{"a": """\n',
+     '# """\n', 'import a\n\n"""\nA text, as it is.\n', "return '''a\n"],
+)  # fmt: skip
+def test_strings_that_begin_in_the_prompt_are_whole(begin):
+    assert after_cut_string(begin) == begin
