@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from model import GPTSingleHead
 
 
+LOGIT_BYTES = 1 << 30  # on a CPU; eight windows of Qwen2.5-Coder's vocabulary would take 7 GB
 BYTE = re.compile("<0x[0-9A-F]{2}>")  # how SentencePiece spells a byte of a character that it has no token for
 
 
@@ -103,7 +104,7 @@ class SingleCLMEvaluator:
         longest = int(lengths[0])
         positions = len(rows) * (longest - 1)  # with every window padded to the longest
         rows, widths = rows[order][own], lengths[own].tolist()
-        batch_size, start = max(self.batch_size, fitting_windows(model, longest)), 0
+        batch_size, start = windows_at_once(model, longest, self.batch_size), 0
         bytes_of = token_bytes(model.tokenizer, model.vocabulary_size).to(model.device)
         sums = torch.zeros(5, dtype=torch.float64, device=model.device)
         # autocast keeps its casted weights until the end
@@ -147,16 +148,20 @@ def _results(
     }
 
 
-def fitting_windows(model: "GPTSingleHead", length: int) -> int:
-    """How many windows a forward pass can take in a quarter of the GPU's free memory, at most 256; 0 on a CPU."""
+def windows_at_once(model: "GPTSingleHead", length: int, asked: int) -> int:
+    """How many windows a forward pass takes: on a GPU as many as fit a quarter of its free memory, from `asked` to 256.
+
+    On a CPU at most `asked`, and fewer where their logits would take more than LOGIT_BYTES.
+    """
     import torch
 
-    if model.device.type != "cuda":
-        return 0
     config = model.gpt.config
-    # About 16 activations of the width at a time; logits of all positions where the last layer is not taken in slices.
-    floats = 16 * config.hidden_size + (0 if model.has_plain_head else 3 * config.vocab_size)
-    return min(256, torch.cuda.mem_get_info(model.device)[0] // 4 // (4 * floats * length))
+    # Logits of all positions, three times, where the last layer is not taken in slices.
+    logits = 0 if model.has_plain_head else 3 * config.vocab_size
+    if model.device.type != "cuda":
+        return min(asked, max(1, LOGIT_BYTES // (4 * logits * length))) if logits else asked
+    floats = 16 * config.hidden_size + logits  # about 16 activations of the width at a time
+    return max(asked, min(256, torch.cuda.mem_get_info(model.device)[0] // 4 // (4 * floats * length)))
 
 
 @functools.lru_cache(maxsize=1)
