@@ -52,8 +52,8 @@ class EvaluateFlags(Flags):
     )
     dev_batch_size: int = flag(
         8,
-        "sequences per forward pass; on a GPU as many more as fit, on a CPU fewer if the vocabulary is large; the result "
-        "does not depend on it",
+        "sequences per forward pass; on a GPU as many more as fit, on a CPU fewer if the vocabulary is large; the "
+        "result does not depend on it",
         at_least=1,
         at_most=1_000_000,
     )

@@ -104,7 +104,7 @@ class TrainConfig(Flags):
 
     evaluation_steps: int = flag(200, "optimizer steps between two evaluations on dev", at_least=1, at_most=MOST_STEPS)
     dev_batch_size: int = flag(
-        8, "sequences per forward pass in evaluation; adapted to a GPU's memory", at_least=1, at_most=1_000_000
+        8, "sequences per forward pass in evaluation; adapted to the memory", at_least=1, at_most=1_000_000
     )
     dev_windows: int = flag(
         0, "evaluate on this many windows of dev, always the same ones; 0: all", at_least=0, at_most=10**12
