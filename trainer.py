@@ -18,7 +18,7 @@ from tqdm import tqdm
 from common.command import InputError
 from common.files import atomic_write
 from data import SrcCodeDataset, TokenBatches
-from evaluation.loss import SingleCLMEvaluator
+from evaluation.loss import SingleCLMEvaluator, windows_at_once
 from model import GPTSingleHead, use_fast_kernels
 from training.checkpoint import Progress, RunSaver, check_flags, check_progress, read_progress, restore_checkpoint
 from training.config import TrainConfig
@@ -266,7 +266,9 @@ class ModelTrainer:
         progress, evaluator = self.progress, self.dev_evaluator
         values = {f"eval_{name}_dev": value for name, value in scores.items() if name not in ("loss", "tokens")}
         if self.middles:
-            values["loss_middle_dev"] = self.middles(self.model, evaluator.batch_size, self.step.dtype)
+            batch_size = windows_at_once(self.model, self.model.max_seq_length, evaluator.batch_size)
+            batch_size = min(batch_size, evaluator.batch_size)  # on a GPU it would not be reduced if memory is short
+            values["loss_middle_dev"] = self.middles(self.model, batch_size, self.step.dtype)
         values |= {"loss_dev": scores["loss"], f"best_score_for_{evaluator.early_stop_on}": progress.best_score}
         self.metrics.log(values, progress.step)
         logger.info("   ***** Evaluation report *****")

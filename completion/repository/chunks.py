@@ -3,9 +3,8 @@
 import re
 from typing import NamedTuple
 
-LONGEST_CHUNK = (
-    24  # lines of a chunk; if possible, a chunk of at least half as many ends before a blank line or a definition
-)
+# Lines of a chunk. If possible, a chunk of at least half as many ends before a blank line or a definition.
+LONGEST_CHUNK = 24
 BOUNDARY = re.compile(r"\s*$|(class|def|async def|@|public|private|protected) ?")
 NAME = re.compile(r"[^\W\d]\w*")
 PART = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[^\W\dA-Z_]+|[A-Z]+|\d+")

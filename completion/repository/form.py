@@ -36,13 +36,8 @@ def context_ids(vocabulary: Vocabulary, chunks: Sequence[Chunk], language: str, 
     ids = [token for chunk in chunks for token in _chunk_ids(vocabulary, chunk, language)]
     if words := _repository_words(vocabulary):
         name, file = ([word] for word in words)
-        return [
-            *name,
-            *vocabulary.encode(f"{REPOSITORY_NAME}\n"),
-            *ids,
-            *file,
-            *vocabulary.encode(f"{path or 'main'}\n"),
-        ]
+        repository, completed = (vocabulary.encode(f"{text}\n") for text in (REPOSITORY_NAME, path or "main"))
+        return [*name, *repository, *ids, *file, *completed]
     return ids
 
 
